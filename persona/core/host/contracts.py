@@ -1,0 +1,135 @@
+"""What a plugin gives, as types. A class that has these attributes fits; nothing has to be inherited."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from persona.core.adapters.entry import Adapter, Checkpoint
+    from persona.core.adapters.tensor import TensorRef
+    from persona.core.training.base import Base
+    from persona.core.training.batch import Batch
+    from persona.core.training.plan import Picture, TrainingPlan
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Method(Protocol):
+    """What is learned, from what. `Options` is a dataclass whose fields are made with `persona.core.options.option`."""
+
+    name: str
+    summary: str
+    Options: type
+
+    def plan(self, options: Any, base: Base, pictures: Sequence[Picture]) -> TrainingPlan:
+        """The plan of a run. Raises UsageError for options that cannot work on this base or with these pictures."""
+        ...
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a session executes: device ("auto", "cpu", "cuda", "cuda:1", "npu", "mps"), precision, threads."""
+
+    device: str = "auto"
+    precision: str = "fp32"
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Pictures to make: one prompt each, with its seed. `adapters` are (adapter, strength) pairs."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    negative_prompt: str = ""
+    width: int = 0  # 0: the base's own size
+    height: int = 0
+    steps: int = 30
+    guidance_scale: float = 5.0
+    sampler: str = "ddim"
+    batch: int = 4
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can be used here; `reason` in words and `hint` the line to type when it cannot."""
+
+    available: bool
+    version: str = ""
+    reason: str = ""
+    hint: str = ""
+
+
+class Session(Protocol):
+    """An opened base, perhaps with a plan's trainable weights attached. Arrays are numpy at this border."""
+
+    def encode_pictures(self, pictures: Array) -> tuple[Array, Array]:
+        """[n, 3, h, w] float32 in −1..1 to the latent mean and log-variance, each [n, c, h/f, w/f], unscaled."""
+        ...
+
+    def encode_text(self, captions: Sequence[str]) -> dict[str, Array]:
+        """Named conditioning arrays for the denoiser, first axis one per caption (hidden_states; pooled for SDXL)."""
+        ...
+
+    def accumulate(self, batch: Batch) -> Array:
+        """Forward and backward of one micro-batch; gradients add up. Returns the unweighted loss per sample, [n]."""
+        ...
+
+    def update(self, learning_rates: Sequence[float], max_norm: float) -> tuple[float, bool]:
+        """One optimizer step with one learning rate per `plan.trains` entry. Returns the gradient norm before
+        clipping, and whether the step was skipped (loss scaling overflow)."""
+        ...
+
+    def sample(self, request: SampleRequest) -> Array:
+        """[n, height, width, 3] uint8 pictures; request n starts from the core's noise for its seed."""
+        ...
+
+    def load_adapters(self, adapters: Sequence[tuple[Adapter, float]]) -> list[str]:
+        """Put adapters (ΔW × strength, and their new tokens) into the opened base; returns notes for the user.
+        Raises ConversionError when an entry has no home in this base."""
+        ...
+
+    def product(self) -> Adapter | Checkpoint:
+        """What was trained, in torch layout."""
+        ...
+
+    def state(self) -> dict[str, Array]:
+        """Everything that has to be kept to go on exactly: trained values, optimizer state, EMA, RNG state."""
+        ...
+
+    def load_state(self, state: Mapping[str, Array]) -> None:
+        """Inverse of `state`. Raises ResumeError when names or shapes differ."""
+        ...
+
+    def close(self) -> None:
+        """Free the memory."""
+        ...
+
+
+class Backend(Protocol):
+    """Who computes it."""
+
+    name: str
+    summary: str
+
+    def availability(self) -> Availability:
+        """Cheap: looks for the packages, imports none."""
+        ...
+
+    def capabilities(self, device: str) -> Mapping[str, bool]:
+        """What works on that device: bf16, fp16, gradient_checkpointing, dora, …"""
+        ...
+
+    def open(self, base: Base, plan: TrainingPlan | None, runtime: Runtime) -> Session:
+        """Load the base (missing or unknown weights are a BaseModelError) and attach the plan's trainable weights."""
+        ...
+
+
+@dataclass(frozen=True)
+class State:
+    """A file as its container explains it: names to lazy tensors exactly as they are there, and text metadata."""
