@@ -37,7 +37,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Magnitude:
-    """DoRA's magnitude vector (arXiv 2402.09353), 1-D, and the axis of the weight it keeps: "out" rows or "in" columns."""
+    """DoRA's magnitude vector (arXiv 2402.09353), 1-D, and the axis of the weight it keeps: "out" or "in"."""
 
     vector: TensorRef
     axis: Literal["out", "in"]

@@ -132,4 +132,66 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class State:
-    """A file as its container explains it: names to lazy tensors exactly as they are there, and text metadata."""
+    """A file as its container explains it: names to lazy tensors with text metadata.
+
+    `tensors` maps names to lazy tensors exactly as they are there; `metadata` is the file's own text metadata;
+    `notes` are what the user should know about how it was read."""
+
+    tensors: Mapping[str, TensorRef]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Container(Protocol):
+    """Bytes to named tensors and back."""
+
+    name: str
+    suffixes: tuple[str, ...]
+
+    def sniff(self, head: bytes, path: Path) -> bool:
+        """Whether a file that starts with `head` (its first 4 KiB) is this container. Bytes decide, not the suffix."""
+        ...
+
+    def read(self, path: Path) -> State:
+        """Lazy. Raises UnreadableFile for anything that is not exactly this container."""
+        ...
+
+    def write(self, path: Path, tensors: Mapping[str, TensorRef], metadata: Mapping[str, str]) -> None:
+        """Write `path` (the caller gives a temporary name and renames it)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How well a dialect explains a state: `score` 0 (not at all) to 1 (every key), with the reasons."""
+
+    score: float
+    reasons: tuple[str, ...] = ()
+
+
+class Dialect(Protocol):
+    """Named tensors to meaning and back."""
+
+    name: str
+
+    def detect(self, state: State, siblings: Iterable[str]) -> Evidence:
+        """Whether these names are spelt this way; `siblings` are the names of the files beside it."""
+        ...
+
+
+class Tracker(Protocol):
+    """Somebody who is told how a run goes."""
+
+    name: str
+
+    def start(self, run_folder: Path, settings: Mapping[str, Any]) -> None:
+        """Before the first step."""
+        ...
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """After a step."""
+        ...
+
+    def finish(self) -> None:
+        """After the last step, or when the run is interrupted."""
+        ...

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,14 +167,12 @@ def plan_from_json(text: str) -> TrainingPlan:
     document = json.loads(text)
     if document.get("version") != PLAN_VERSION:
         raise ValueError(f"plan version {document.get('version')} is not {PLAN_VERSION}")
-    return build(TrainingPlan, document)
+    plan: TrainingPlan = build(TrainingPlan, document)
+    return plan
 
 
 def build(cls: Any, value: Any) -> Any:
     """An instance of the dataclass `cls` (nested dataclasses, tuples and unions by `kind` included) from JSON data."""
-    import types
-    import typing
-
     origin = typing.get_origin(cls)
     if cls in (Any, object):
         return value
