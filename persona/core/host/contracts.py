@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from persona.core.training.base import Base
     from persona.core.training.batch import Batch
     from persona.core.training.plan import Picture, TrainingPlan
+    from persona.core.training.settings import TrainSettings
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -26,8 +27,9 @@ class Method(Protocol):
     summary: str
     Options: type
 
-    def plan(self, options: Any, base: Base, pictures: Sequence[Picture]) -> TrainingPlan:
-        """The plan of a run. Raises UsageError for options that cannot work on this base or with these pictures."""
+    def plan(self, options: Any, settings: TrainSettings, base: Base, pictures: Sequence[Picture]) -> TrainingPlan:
+        """The plan of a run from the method's own `options` and the `settings` every method shares. Raises UsageError
+        for what cannot work on this base or with these pictures."""
         ...
 
 

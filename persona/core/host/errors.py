@@ -47,6 +47,10 @@ class OutputExists(PersonaError):
     """Something is already where the result should go; persona overwrites nothing unasked."""
 
 
+class UnwritableOutput(PersonaError):
+    """The place where the result should go cannot be written: no such folder, no permission, disk full."""
+
+
 class TrainingError(PersonaError):
     """A run cannot start or go on: not finite, out of memory, disk full."""
 

@@ -1,0 +1,63 @@
+"""From target patterns to module paths. The modules are read off the base's stored parameter names and shapes, so the
+same code serves every family, narrow models and models we have never seen."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+
+from persona.core.host.errors import UsageError, did_you_mean
+from persona.core.training.base import Base, ParameterShape
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""What LoRA trains in a denoiser unless told otherwise, as diffusers' and kohya's scripts do."""
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+"""The same for a CLIP text encoder."""
+
+
+def linear_modules(parameters: Mapping[str, ParameterShape]) -> dict[str, tuple[int, ...]]:
+    """Modules a low-rank delta fits on: those with a 2-D (linear) or 4-D (convolution) weight that are not embeddings
+    or norms. Path -> shape of the weight."""
+    found = {}
+    for name, parameter in parameters.items():
+        path, _, leaf = name.rpartition(".")
+        if leaf == "weight" and len(parameter.shape) in (2, 4) and "embedding" not in path.rsplit(".", 1)[-1]:
+            found[path] = parameter.shape
+    return found
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Whether a pattern names a module: its last parts (`to_q`, `attn2.to_k`), a full path, or a wildcard over the
+    whole path (`down_blocks.*.attn1.*`)."""
+    if any(sign in pattern for sign in "*?["):
+        return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*.{pattern}")
+    return path == pattern or path.endswith(f".{pattern}")
+
+
+def resolve_targets(base: Base, component: str, patterns: Sequence[str]) -> tuple[str, ...]:
+    """The module paths of `component` that the patterns name, in the model's order. Raises UsageError for a pattern
+    that names nothing, with the nearest names."""
+    modules = linear_modules(base.parameters[component])
+    for pattern in patterns:
+        if not any(matches(path, pattern) for path in modules):
+            endings = {path.rsplit(".", 1)[-1] for path in modules} | {
+                ".".join(path.rsplit(".", 2)[-2:]) for path in modules
+            }
+            raise UsageError(
+                f"The target {pattern} names no module of {component}. {did_you_mean(pattern, endings)}",
+                hint="Attention layers are the default: leave --targets out, or give for example --targets to_q",
+            )
+    return tuple(path for path in modules if any(matches(path, pattern) for pattern in patterns))
+
+
+def check_rank(base: Base, component: str, targets: Sequence[str], rank: int) -> None:
+    """Raises UsageError when `rank` is above the width of a target: a larger one can hold nothing more."""
+    modules = linear_modules(base.parameters[component])
+    for path in targets:
+        shape = modules[path]
+        widest = min(shape[0], shape[1] * (shape[2] * shape[3] if len(shape) == 4 else 1))
+        if rank > widest:
+            raise UsageError(
+                f"Rank {rank} is above the width {widest} of {component}.{path}.",
+                hint=f"Take at most --rank {widest}, or leave that layer out of --targets",
+            )

@@ -1,0 +1,1 @@
+"""Where base models come from: the package itself, a folder, or a model hub."""
