@@ -101,7 +101,7 @@ class NoiseSchedule:
         return clipped
 
     def draw_timesteps(self, seed: int, update: int, slots: Sequence[int]) -> NDArray[np.int64]:
-        """One timestep in 0..len−1 for each global sample slot, [n] int64, uniform; a pure function of its arguments."""
+        """One timestep in 0..len−1 for each global sample slot, [n] int64, uniform; no state is involved."""
         drawn = uniforms(seed, "timestep", update, slots, ())
         return (drawn * len(self)).astype(np.int64)
 

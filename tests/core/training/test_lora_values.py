@@ -1,0 +1,52 @@
+"""LoRA's initial values against what torch and PEFT draw: the same distribution, keyed by seed and name."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from persona.core.host.errors import UsageError
+from persona.core.training.lora_values import initial_down, initial_up
+
+NAME = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.mark.parametrize("shape", [(64, 320), (16, 40, 3, 3)])
+def test_kaiming_has_the_range_and_spread_of_torchs(shape):
+    torch.manual_seed(0)
+    theirs = torch.nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5)).numpy()
+    ours = initial_down(0, NAME, shape)
+    assert ours.dtype == np.float32 and ours.shape == shape
+    assert abs(ours).max() == pytest.approx(abs(theirs).max(), rel=0.01)
+    assert ours.std() == pytest.approx(theirs.std(), rel=0.03)
+    np.testing.assert_allclose(np.quantile(ours, [0.1, 0.5, 0.9]), np.quantile(theirs, [0.1, 0.5, 0.9]), atol=0.003)
+
+
+def test_gaussian_has_the_spread_of_pefts():
+    """PEFT (tuners/lora/layer.py): nn.init.normal_(lora_A.weight, std=1 / r)."""
+    ours = initial_down(0, NAME, (32, 640), "gaussian")
+    assert ours.std() == pytest.approx(1 / 32, rel=0.02) and abs(ours.mean()) < 1e-3
+    assert abs(ours).max() > 3 / 32  # a normal's tails, not a uniform's
+
+
+def test_values_belong_to_the_seed_and_the_name():
+    first = initial_down(0, NAME, (4, 16))
+    np.testing.assert_array_equal(first, initial_down(0, NAME, (4, 16)))
+    assert not np.array_equal(first, initial_down(1, NAME, (4, 16)))
+    assert not np.array_equal(first, initial_down(0, NAME.replace("to_q", "to_k"), (4, 16)))
+
+
+def test_golden_values_hold_to_the_last_bit():
+    found = initial_down(0, NAME, (2, 2)).astype(">f4").tobytes().hex(" ", 4)
+    assert found == "3c38e78b be1e87d6 bf12d2ea 3ec59a56"
+
+
+def test_up_starts_at_zero():
+    up = initial_up((8, 4))
+    assert up.shape == (8, 4) and up.dtype == np.float32 and not up.any()
+
+
+def test_an_unknown_initialisation_is_refused():
+    with pytest.raises(UsageError, match="gaussian"):
+        initial_down(0, NAME, (4, 16), "gausian")
