@@ -1,0 +1,171 @@
+"""Where tensors live: the one module that knows cpu, cuda, mps and npu apart."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.util
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from persona.core.host.errors import BackendMissing, TrainingError, UsageError, did_you_mean
+
+KINDS = ("cpu", "cuda", "mps", "npu")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_FUSED_ADAMW = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a device: in use by this process's tensors, free, and altogether. 0 where it cannot be asked."""
+
+    used: int = 0
+    free: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that is there."""
+
+    name: torch.device
+
+    @property
+    def kind(self) -> str:
+        """cpu, cuda, mps or npu."""
+        return self.name.type
+
+    @property
+    def fused_adamw(self) -> bool:
+        """Whether torch's fused AdamW kernel runs here."""
+        return self.kind in _FUSED_ADAMW
+
+    def synchronise(self) -> None:
+        """Wait for what was queued. Nothing is queued on a cpu."""
+        if self.kind != "cpu":
+            _module(self.kind).synchronize()
+
+    def memory(self) -> Memory:
+        """How full the device is."""
+        module = _module(self.kind)
+        used = module.memory_allocated() if hasattr(module, "memory_allocated") else 0
+        free, total = module.mem_get_info() if hasattr(module, "mem_get_info") else (0, 0)
+        return Memory(int(used), int(free), int(total))
+
+    def autocast(self, precision: str) -> Any:
+        """Context in which matrix products and convolutions run in `precision`, and sums that need it in fp32."""
+        if precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.kind, dtype=PRECISIONS[precision])
+
+    def random_state(self) -> dict[str, torch.Tensor]:
+        """State of the generators that dropout draws from: "torch" (cpu), and the device's own by its kind."""
+        states = {"torch": torch.get_rng_state()}
+        module = _module(self.kind)
+        if self.kind != "cpu" and hasattr(module, "get_rng_state"):
+            states[self.kind] = module.get_rng_state()
+        return states
+
+    def set_random_state(self, states: Mapping[str, torch.Tensor]) -> None:
+        """Inverse of `random_state`; a device's own state is left alone when the run was on another kind."""
+        if "torch" in states:
+            torch.set_rng_state(states["torch"])
+        if self.kind in states:
+            _module(self.kind).set_rng_state(states[self.kind])
+
+    def empty_cache(self) -> None:
+        """Give memory of dead tensors back."""
+        gc.collect()
+        module = _module(self.kind)
+        if self.kind != "cpu" and hasattr(module, "empty_cache"):
+            module.empty_cache()
+
+
+def present_devices() -> list[str]:
+    """Names of the devices of this machine, the one "auto" takes first."""
+    names = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    if _npu_is_there():
+        names += [f"npu:{n}" for n in range(_module("npu").device_count())]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return [*names, "cpu"]
+
+
+def find_device(name: str) -> Device:
+    """The device called "auto", "cpu", "cuda", "cuda:1", "mps", "npu" or "npu:1".
+
+    Raises UsageError for a name that is none of these, BackendMissing for a device that is not there.
+    """
+    kind, _, number = name.partition(":")
+    if kind != "auto" and (kind not in KINDS or (number and not number.isdigit())):
+        raise UsageError(f'There is no device called "{name}".', hint=did_you_mean(kind, ("auto", *KINDS)))
+    present = present_devices()
+    if kind == "auto":
+        return Device(torch.device(present[0]))
+    wanted = name if number or kind in ("cpu", "mps") else f"{kind}:0"
+    if kind == "cpu":
+        wanted = "cpu"
+    if wanted not in present:
+        raise BackendMissing(f"{name} was asked for, and here there is only {', '.join(present)}{_why_not(kind)}.",
+                             hint=f"Take another one: --device {present[0]}")  # fmt: skip
+    return Device(torch.device(wanted))
+
+
+def capabilities(device: Device) -> dict[str, bool]:
+    """What a session can do on `device`."""
+    supported = getattr(_module(device.kind), "is_bf16_supported", None)
+    brain = device.kind == "cpu" or (bool(supported()) if supported else False)
+    return {
+        "fp32": True,
+        "bf16": brain,
+        "fp16": True,
+        "gradient_checkpointing": True,
+        "dora": True,
+        "conv_lora": True,
+        "fused_adamw": device.fused_adamw,
+    }
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn running out of memory into a TrainingError that says what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text
+        if not is_memory:
+            raise
+        first_line = text.splitlines()[0] if text else "no memory left"
+        raise TrainingError(
+            f"Out of memory ({first_line[:160]}).",
+            hint="Lower --batch (and raise --accumulation), --resolution or --rank, or add --gradient-checkpointing "
+            "or --precision bf16.",
+        ) from error
+
+
+def _module(kind: str) -> Any:
+    """torch.cuda, torch.mps, torch.npu or torch.cpu."""
+    return getattr(torch, kind)
+
+
+def _npu_is_there() -> bool:
+    """Whether torch knows an NPU, through torch_npu when that is installed."""
+    if not hasattr(torch, "npu") and importlib.util.find_spec("torch_npu") is not None:
+        try:
+            importlib.import_module("torch_npu")
+        except Exception:  # a torch_npu without its CANN libraries fails in many ways, all of which mean: no NPU
+            return False
+    return hasattr(torch, "npu") and bool(torch.npu.is_available())
+
+
+def _why_not(kind: str) -> str:
+    if kind == "npu" and importlib.util.find_spec("torch_npu") is None:
+        return " (torch_npu is not installed)"
+    if kind == "cuda" and torch.version.cuda is None:
+        return " (this torch was built without CUDA)"
+    return ""

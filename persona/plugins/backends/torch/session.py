@@ -1,0 +1,310 @@
+"""One opened base on one device, perhaps with a plan's trainable weights attached."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from persona.core.adapters.entry import Adapter, Checkpoint
+from persona.core.host.contracts import Runtime, SampleRequest
+from persona.core.host.errors import ResumeError, TrainingError, UsageError
+from persona.core.training.base import Base
+from persona.core.training.batch import Batch
+from persona.core.training.plan import TrainingPlan
+from persona.plugins.backends.torch import adapters as adapter_merging
+from persona.plugins.backends.torch.device import PRECISIONS, capabilities, find_device, memory_errors
+from persona.plugins.backends.torch.ema import Averages
+from persona.plugins.backends.torch.loading import load_component
+from persona.plugins.backends.torch.optimizer import AdamW
+from persona.plugins.backends.torch.parking import Parking
+from persona.plugins.backends.torch.pictures import Autoencoder
+from persona.plugins.backends.torch.product import product_of
+from persona.plugins.backends.torch.sampling import sample_latents
+from persona.plugins.backends.torch.text import TextEncoders
+from persona.plugins.backends.torch.trainables import Group, attach
+from persona.plugins.backends.torch.words import Words
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class TorchSession:
+    """`persona.core.host.contracts.Session` on torch. `notes` collects what the user should know."""
+
+    def __init__(self, base: Base, plan: TrainingPlan | None, runtime: Runtime) -> None:
+        self.base, self.plan = base, plan
+        self.notes: list[str] = []
+        self.device = find_device(runtime.device)
+        self.precision = plan.precision if plan else runtime.precision
+        if not capabilities(self.device).get(self.precision, False):
+            raise UsageError(f"{self.device.name} cannot compute in {self.precision}.", hint="--precision fp32")
+        with memory_errors():
+            self._components = {name: self._load(name) for name in self._wanted()}
+            residents = [name for name in self._components if self._is_resident(name)]
+            self._parking = Parking(self._components, self.device.name, residents)
+            self._read_words()
+            self._read_autoencoder()
+            self._attach(plan)
+        if runtime.gradient_checkpointing or (plan is not None and plan.gradient_checkpointing):
+            self._checkpoint_gradients()
+        self._trained = sorted(plan.trained_components()) if plan else []
+        self._is_training = False
+
+    # -- what the core asks for ------------------------------------------------------------------------------------
+
+    def encode_pictures(self, pictures: Array) -> tuple[Array, Array]:
+        """[n, 3, h, w] float32 in −1..1 to latent mean and log-variance, each [n, c, h/f, w/f] float32, unscaled."""
+        with memory_errors():
+            self._parking.fetch(["vae"])
+            return self._autoencoder.encode(pictures)
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> dict[str, Array]:
+        """hidden_states [n, window, dim] float32, and pooled [n, dim] for SDXL."""
+        with memory_errors(), self._autocast():
+            self._set_training(False)
+            self._parking.fetch(self.base.text_encoders)
+            return {key: value.float().cpu().numpy() for key, value in self._text(captions).items()}
+
+    def accumulate(self, batch: Batch) -> Array:
+        """Forward and backward of one micro-batch; the unweighted loss per sample, [n] float32.
+
+        Raises TrainingError for a loss that is not finite, and when memory runs out."""
+        self._set_training(True)
+        with memory_errors():
+            x0, noise, mask = self._tensor(batch.latents), self._tensor(batch.noise), self._tensor(batch.mask)
+            a, s, p, q, w = (self._tensor(values) for values in (batch.a, batch.s, batch.p, batch.q, batch.w))
+            noisy = _per_sample(a) * x0 + _per_sample(s) * noise
+            target = _per_sample(p) * x0 + _per_sample(q) * noise
+            with self._autocast():
+                prediction = self._denoise(noisy, self._tensor(batch.timesteps), self._conditioning(batch))
+            errors = (prediction.float() - target) ** 2
+            losses = (errors if mask is None else errors * mask).mean(dim=(1, 2, 3))
+            self._optimizer.backward((w * losses).sum())
+            values: Array = losses.detach().cpu().numpy()
+        if not np.isfinite(values).all():
+            self._optimizer.clear()
+            raise TrainingError("The loss is not finite.",
+                                hint="Lower --learning-rate, or train in --precision fp32 or bf16.")  # fmt: skip
+        return values
+
+    def update(self, learning_rates: Sequence[float], max_norm: float) -> tuple[float, bool]:
+        """One optimizer step; the gradient norm before clipping, and whether it was skipped for an fp16 overflow."""
+        with memory_errors():
+            norm, skipped = self._optimizer.update(learning_rates, max_norm)
+        if self._averages is not None and not skipped:
+            self._averages.follow()
+        return norm, skipped
+
+    @torch.no_grad()
+    def sample(self, request: SampleRequest) -> Array:
+        """[n, height, width, 3] uint8. With an EMA, the averages paint."""
+        averaged = self._averages.in_place() if self._averages is not None else nullcontext()
+        with memory_errors(), averaged:
+            self._set_training(False)
+            self._parking.fetch(["vae", *self.base.text_encoders])
+            parts = [
+                self._autoencoder.decode(latents, self.base.latent_factor)
+                for latents in sample_latents(
+                    self.base, request, self._prompt_conditioning, self._denoise_in_precision, self.device.name
+                )
+            ]
+        return np.concatenate(parts)
+
+    def load_adapters(self, adapters: Sequence[tuple[Adapter, float]]) -> list[str]:
+        """Add ΔW × strength to the weights and new tokens to the words; notes for the user."""
+        notes = []
+        for adapter, strength in adapters:
+            notes += adapter_merging.merge(adapter, strength, self._components, self._words)
+        return notes
+
+    def product(self) -> Adapter | Checkpoint:
+        """What was trained (its average, with an EMA), in torch layout."""
+        return product_of(self.base, self._plan(), self._groups, self._components, self._value)
+
+    def state(self) -> dict[str, Array]:
+        """value/<name>, adam_m/<name>, adam_v/<name>, ema/<name>, step, loss_scale, rng/<generator> (uint8)."""
+        state = {f"value/{name}": _copy(value) for name, value in self._optimizer.names.items()}
+        state |= self._optimizer.state()
+        if self._averages is not None:
+            state |= {f"ema/{name}": _copy(value) for name, value in self._averages.averages.items()}
+        return state | {f"rng/{kind}": _copy(value) for kind, value in self.device.random_state().items()}
+
+    def load_state(self, state: Mapping[str, Array]) -> None:
+        """Inverse of `state`. Raises ResumeError naming up to five values that are missing, unknown or of another
+        shape; nothing is changed then."""
+        wanted = {f"value/{name}": tuple(value.shape) for name, value in self._optimizer.names.items()}
+        if self._averages is not None:
+            wanted |= {f"ema/{name}": tuple(value.shape) for name, value in self._averages.averages.items()}
+        moments = {f"{kind}/{name}": value.shape for kind in ("adam_m", "adam_v")
+                   for name, value in self._optimizer.names.items()}  # fmt: skip
+        wanted |= {"step": (), "loss_scale": (2,)} | {name: moments[name] for name in moments if name in state}
+        _compare(wanted, {name: tuple(np.shape(state[name])) for name in state})
+        with torch.no_grad():
+            for name, value in self._optimizer.names.items():
+                value.copy_(torch.from_numpy(np.array(state[f"value/{name}"])))
+            for name, average in self._averages.averages.items() if self._averages is not None else ():
+                average.copy_(torch.from_numpy(np.array(state[f"ema/{name}"])))
+        self._optimizer.load_state(state)
+        generators = {name.removeprefix("rng/"): state[name] for name in state if name.startswith("rng/")}
+        self.device.set_random_state({kind: torch.tensor(np.array(value)) for kind, value in generators.items()})
+
+    def close(self) -> None:
+        """Free the memory; the session cannot be used afterwards."""
+        for name in ("_components", "_text", "_autoencoder", "_groups", "_optimizer", "_averages", "_words"):
+            self.__dict__.pop(name, None)
+        self.device.empty_cache()
+
+    # -- opening ---------------------------------------------------------------------------------------------------
+
+    def _wanted(self) -> list[str]:
+        return [self.base.denoiser, "vae", *self.base.text_encoders]
+
+    def _load(self, name: str) -> nn.Module:
+        """A component in the run's precision, except that trained weights and, unless in fp16, the autoencoder are
+        fp32: bf16 has too few digits for latents that are cached once and used all along."""
+        is_trained = any(t.kind == "weights" and t.component == name for t in (self.plan.trains if self.plan else ()))
+        precision = "fp32" if is_trained or (name == "vae" and self._vae_in_full()) else self.precision
+        home = self.device.name if self._is_resident(name) else torch.device("cpu")
+        return load_component(self.base, name, PRECISIONS[precision], home)
+
+    def _vae_in_full(self) -> bool:
+        return self.precision != "fp16" or bool(self.base.components["vae"].get("force_upcast", False))
+
+    def _is_resident(self, name: str) -> bool:
+        return name == self.base.denoiser or self._is_trained(name)
+
+    def _is_trained(self, name: str) -> bool:
+        return self.plan is not None and name in self.plan.trained_components()
+
+    def _read_words(self) -> None:
+        self._words = {}
+        for name in self.base.text_encoders:
+            config: Any = self._components[name].config
+            folder = self.base.tokenizers[name.replace("text_encoder", "tokenizer")]
+            self._words[name] = Words(folder, config.max_position_embeddings, config.vocab_size)
+        encoders = {name: self._components[name] for name in self.base.text_encoders}
+        self._text = TextEncoders(encoders, self._words, self._note)
+        index = self.base.path / "model_index.json"
+        settings = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+        self._empty_prompt_is_zero = bool(settings.get("force_zeros_for_empty_prompt", False))
+
+    def _read_autoencoder(self) -> None:
+        def read_again() -> nn.Module:
+            self._components["vae"] = load_component(self.base, "vae", torch.float32, self.device.name)
+            return self._components["vae"]
+
+        self._autoencoder = Autoencoder(self._components["vae"], read_again, self._note)
+
+    def _attach(self, plan: TrainingPlan | None) -> None:
+        self._groups: list[Group] = []
+        self._averages: Averages | None = None
+        if plan is None:
+            return
+        torch.manual_seed(plan.seed % 2**63)  # dropout draws from torch's own generator, whose state is saved
+        self._groups = attach(plan, self._components, self._words)
+        self._optimizer = AdamW([group.values for group in self._groups], plan.optimizer, self.device, self.precision)
+        if plan.ema_decay is not None:
+            self._averages = Averages(self._optimizer.names, plan.ema_decay)
+
+    def _checkpoint_gradients(self) -> None:
+        denoiser: Any = self._components[self.base.denoiser]
+        denoiser.enable_gradient_checkpointing()
+        for name in self.base.text_encoders:
+            if self._is_trained(name):
+                encoder: Any = self._components[name]
+                encoder.gradient_checkpointing_enable()
+
+    # -- computing -------------------------------------------------------------------------------------------------
+
+    def _denoise(self, noisy: Tensor, timesteps: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """The denoiser's prediction [n, c, h, w]."""
+        added = {"text_embeds": given["pooled"], "time_ids": given["time_ids"]} if "pooled" in given else None
+        result: Tensor = self._components[self.base.denoiser](
+            noisy,
+            timesteps,
+            encoder_hidden_states=given["hidden_states"],
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
+        return result
+
+    def _denoise_in_precision(self, noisy: Tensor, timesteps: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        with self._autocast():
+            return self._denoise(noisy, timesteps, given)
+
+    def _conditioning(self, batch: Batch) -> dict[str, Tensor]:
+        """What the batch conditions on: captions through the encoders (with gradients when there is something to
+        train in them), or the cached embeddings."""
+        used = self.base.text_encoders if batch.captions else ()
+        self._parking.park(keep=used)
+        self._parking.fetch(used)
+        if batch.captions:
+            given = self._text(batch.captions)
+        else:
+            given = {key: self._tensor(value) for key, value in batch.embeddings.items()}
+        if batch.time_ids is not None:
+            given["time_ids"] = self._tensor(batch.time_ids)
+        return given
+
+    def _prompt_conditioning(self, prompts: list[str], negative: bool) -> dict[str, Tensor]:
+        with self._autocast():
+            given = self._text(prompts)
+        if negative and self._empty_prompt_is_zero and not any(prompts):
+            return {key: torch.zeros_like(value) for key, value in given.items()}
+        return given
+
+    def _autocast(self) -> Any:
+        return self.device.autocast(self.precision)
+
+    def _tensor(self, values: Any) -> Any:
+        if values is None:
+            return None
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device.name)
+
+    def _set_training(self, training: bool) -> None:
+        """Dropout and gradient checkpointing on or off, where something is trained and in the denoiser."""
+        if training and self.plan is None:
+            raise UsageError("This session was opened without a plan: there is nothing to train in it.")
+        if training != self._is_training:
+            for name in {self.base.denoiser, *self._trained}:
+                self._components[name].train(training)
+            self._is_training = training
+
+    def _value(self, name: str) -> Array:
+        value = self._averages.averages[name] if self._averages is not None else self._optimizer.names[name]
+        return _copy(value)
+
+    def _plan(self) -> TrainingPlan:
+        if self.plan is None:
+            raise UsageError("This session was opened without a plan: it trained nothing.")
+        return self.plan
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def _per_sample(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
+
+
+def _copy(tensor: Tensor) -> Array:
+    values: Array = tensor.detach().cpu().numpy().copy()
+    return values
+
+
+def _compare(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{name} is {list(found[name])}, not {list(shape)}" for name, shape in wanted.items()
+                 if found.get(name, shape) != shape]  # fmt: skip
+    problems += [f"{name} is unknown" for name in found if name.startswith(("value/", "ema/")) and name not in wanted]
+    if problems:
+        rest = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ResumeError(f"The checkpoint does not fit this run: {', '.join(problems[:5])}{rest}.",
+                          hint="Was the run started with another plan or base?")  # fmt: skip
