@@ -3,6 +3,7 @@ Only configs and safetensors headers are read; no framework is imported."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,8 +19,32 @@ NEEDED = ("vae", "text_encoder", "tokenizer", "scheduler")
 
 
 def open_base(name: str) -> Base:
-    """Describe the base called `name`. Raises BaseModelError when it cannot be found or is not a diffusers folder."""
-    return describe(name, locate(name))
+    """Describe the base called `name`. Raises BaseModelError when it cannot be found or is not a diffusers folder.
+
+    A run that trained whole weights is a base too: its changed components in front of the base it was trained on."""
+    trained = trained_model(Path(name).expanduser())
+    if trained is None:
+        return describe(name, locate(name))
+    about = _json(trained / "persona.json", name)
+    below = open_base(str(about["base"]))
+    if below.hash != about["base_hash"]:
+        raise BaseModelError(
+            f"{name} was trained on another {about['base']}: its digest is {below.hash[:12]}, "
+            f"not {str(about['base_hash'])[:12]}.",
+            hint=f"Give the base it was trained on: edit {trained / 'persona.json'}",
+        )
+    folders = {folder.name: folder for folder in trained.iterdir() if (folder / "config.json").is_file()}
+    together = hashlib.sha256(f"{below.hash} {digest(trained)}".encode()).hexdigest()
+    components = dict(below.components) | {part: _json(folders[part] / "config.json", name) for part in folders}
+    parameters = dict(below.parameters) | {part: stored_parameters(folders[part], name) for part in folders}
+    return dataclasses.replace(
+        below, id=name, hash=together, components=components, parameters=parameters, folders=folders
+    )
+
+
+def trained_model(path: Path) -> Path | None:
+    """The folder of whole weights that a run left: the run itself or its `model` folder; None for anything else."""
+    return next((found for found in (path, path / "model") if (found / "persona.json").is_file()), None)
 
 
 def locate(name: str) -> Path:

@@ -79,3 +79,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f"Did you mean {', '.join(near)}?"
     return f"Known: {', '.join(sorted(names)[:20])}." if names else ""
+
+
+class Interrupted(PersonaError):
+    """The user stopped a run; what was done is saved."""
+
+    exit_code = 130

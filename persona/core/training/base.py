@@ -34,6 +34,11 @@ class Base:
     parameters: Mapping[str, Mapping[str, ParameterShape]]
     schedule: Mapping[str, Any]
     tokenizers: Mapping[str, Path] = field(default_factory=dict)
+    folders: Mapping[str, Path] = field(default_factory=dict)
+
+    def folder(self, component: str) -> Path:
+        """Where a component lies: inside `path`, unless a trained one replaces it (`folders`)."""
+        return self.folders.get(component, self.path / component)
 
     @property
     def denoiser(self) -> str:

@@ -1,0 +1,97 @@
+"""Class pictures for prior preservation, made by the base itself in the same command: batched, kept in the user's cache
+under everything that decides them (base, prompt, sampler, size, seed), one file a picture, so that an interrupted
+start goes on where it stopped and the next run finds them ready."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from persona.core.training.base import Base
+from persona.core.training.plan import Generated, Picture, Stream, TrainingPlan
+from persona.core.training.run import write_atomically
+
+if TYPE_CHECKING:
+    from persona.core.host.contracts import SampleRequest, Session
+
+Report = Callable[[int, int], None]
+PICTURES_AT_ONCE = 8
+
+
+def class_picture_folder(generated: Generated, base: Base, plan: TrainingPlan, cache: Path) -> Path:
+    """Where the pictures of a Generated stream are kept: named by what decides them."""
+    decides = {
+        "base": base.hash,
+        "prompt": generated.prompt,
+        "negative": generated.negative_prompt,
+        "steps": generated.steps,
+        "guidance": generated.guidance_scale,
+        "sampler": generated.sampler,
+        "size": [plan.width, plan.height],
+        "seed": plan.seed,
+    }
+    name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:24]
+    return cache / "class-pictures" / name
+
+
+def class_picture_seed(plan: TrainingPlan, number: int) -> int:
+    """The sampling seed of class picture `number`; far from the seeds of samples."""
+    return 1_000_000 + plan.seed * 100_003 + number
+
+
+def request_for(generated: Generated, plan: TrainingPlan, numbers: Sequence[int]) -> SampleRequest:
+    """What a session is asked for to make some class pictures."""
+    from persona.core.host.contracts import SampleRequest
+
+    return SampleRequest(
+        prompts=tuple(generated.prompt for _ in numbers),
+        seeds=tuple(class_picture_seed(plan, number) for number in numbers),
+        negative_prompt=generated.negative_prompt,
+        width=plan.width,
+        height=plan.height,
+        steps=generated.steps,
+        guidance_scale=generated.guidance_scale,
+        sampler=generated.sampler,
+        batch=PICTURES_AT_ONCE,
+    )
+
+
+def fill_stream(
+    stream: Stream,
+    own: Sequence[Picture],
+    *,
+    base: Base,
+    plan: TrainingPlan,
+    session: Session,
+    cache: Path,
+    report: Report,
+) -> Stream:
+    """The stream with its pictures: `own` ones first, then as many made by the base as `count` still asks for."""
+    from PIL import Image
+
+    generated = stream.generated
+    if generated is None:
+        return stream
+    kept = [dataclasses.replace(picture, captions=picture.captions or (generated.prompt,)) for picture in own]
+    wanted = max(0, generated.count - len(kept))
+    folder = class_picture_folder(generated, base, plan, cache)
+    missing = [number for number in range(wanted) if not (folder / f"{number:05d}.png").is_file()]
+    for start in range(0, len(missing), PICTURES_AT_ONCE):
+        report(wanted - len(missing) + start, wanted)
+        numbers = missing[start : start + PICTURES_AT_ONCE]
+        for number, pixels in zip(numbers, session.sample(request_for(generated, plan, numbers)), strict=True):
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, format="PNG")
+            write_atomically(folder / f"{number:05d}.png", buffer.getvalue())
+    report(wanted, wanted)
+    return dataclasses.replace(stream, pictures=(*kept, *(_picture(folder, generated, n) for n in range(wanted))))
+
+
+def _picture(folder: Path, generated: Generated, number: int) -> Picture:
+    file = folder / f"{number:05d}.png"
+    return Picture(str(file), (generated.prompt,), sha256=hashlib.sha256(file.read_bytes()).hexdigest())

@@ -1,0 +1,108 @@
+"""From words on a line, a recipe file and defaults to one complete Recipe. What is typed wins over the recipe, the
+recipe over the method's defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from persona.core.host.errors import UsageError
+from persona.core.host.host import Host
+from persona.core.training.run import RunFolder
+from persona.core.training.settings import TrainSettings
+from persona.hub.registry import packaged, registry
+from persona.runs.recipe import (
+    HEAD,
+    Recipe,
+    build_options,
+    check_keys,
+    known_keys,
+    method_defaults,
+    parse_assignments,
+    read_recipe,
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be done: a recipe, perhaps in a run that is there already, and what the user should be told."""
+
+    recipe: Recipe
+    run: RunFolder | None = None
+    notes: tuple[str, ...] = ()
+
+
+def assemble(host: Host, words: Sequence[str], typed: Mapping[str, Any], *, default_recipe: Path) -> Wanted:
+    """Put the parts together. `words` are RECIPE.yaml and key=value; `typed` the options by field name.
+
+    Raises UsageError for unknown keys, values out of range, and when nothing says which method."""
+    values: dict[str, Any] = {}
+    notes: list[str] = []
+    run = None
+    words = list(words)
+    file = None
+    if typed.get("resume_path"):
+        run = RunFolder(Path(typed["resume_path"]))
+        run.plan()  # says in words when the folder is no run
+        file = run.recipe
+    elif words and "=" not in words[0]:
+        file = Path(words.pop(0))
+    elif default_recipe.is_file() and "method" not in typed and "data" not in typed:
+        file = default_recipe
+        notes.append(f"using {default_recipe} of this folder")
+    elif default_recipe.is_file() and "data" not in typed:
+        file = default_recipe
+        notes.append(f"using {default_recipe} of this folder, with what was typed on top")
+    assigned = parse_assignments(words)
+    found = read_recipe(file) if file else {}
+    values |= {key: value for key, (value, _) in found.items()}
+    # relative folders in a recipe start where the recipe is, so that it can be shared with its pictures
+    if file and values.get("data") and run is None:
+        values["data"] = str((file.parent / str(values["data"])).expanduser())
+    values |= assigned
+    values |= {key: value for key, value in typed.items() if key not in ("resume_path", "allow_change", "dry_run")}
+    method = values.get("method")
+    if not method:
+        raise UsageError("No method is named.", hint=f"Choose one: --plugin {' | '.join(host.provided('method'))}")
+    options_class = host.load("method", str(method)).Options
+    if file:
+        check_keys(found, known_keys(options_class), file)
+    if assigned:
+        check_keys(
+            {key: (value, 0) for key, value in assigned.items()}, known_keys(options_class), Path("command line")
+        )
+    if not values.get("data"):
+        values, note = with_example(values, options_class)
+        notes.append(note)
+    settings = build_options(TrainSettings, method_defaults(options_class) | values)
+    recipe = Recipe(
+        method=str(method),
+        data=str(Path(str(values["data"])).expanduser().absolute()),
+        options=build_options(options_class, values),
+        settings=settings,
+        **{key: values[key] for key in HEAD if key in values and key not in ("method", "data") and values[key]},
+    )
+    return Wanted(recipe, run, tuple(notes))
+
+
+def with_example(values: Mapping[str, Any], options_class: type) -> tuple[dict[str, Any], str]:
+    """The values with the shipped example subject filled in, and the line that says so."""
+    import yaml
+
+    name, entry = next(iter(registry()["subjects"].items()))
+    folder = packaged(entry["folder"])
+    recipe = (
+        yaml.safe_load((packaged("assets/recipes") / f"{values['method']}-example.yaml").read_text("utf-8"))
+        if (packaged("assets/recipes") / f"{values['method']}-example.yaml").is_file()
+        else {}
+    )
+    fields = set(known_keys(options_class))
+    filled = {key: value for key, value in recipe.items() if key in fields} | dict(values)
+    filled["data"] = str(folder)
+    note = (
+        f"no pictures were named: training the shipped example subject ({name}) on {filled.get('base', 'mini')}.\n"
+        f"For your own: persona train --plugin {values['method']} --data FOLDER --class WORD"
+    )
+    return filled, note

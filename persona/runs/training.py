@@ -1,0 +1,430 @@
+"""`persona train`, without the command line: recipe → plan → session → loop → product, in one readable line of steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from persona import __version__
+from persona.core.host.contracts import Runtime, SampleRequest, Session
+from persona.core.host.errors import Interrupted, ResumeError, TrainingError
+from persona.core.host.host import Host
+from persona.core.training.base import Base
+from persona.core.training.events import CheckpointSaved, Emit, Note, Sampled, Stage, StepDone
+from persona.core.training.loop import Ingredients, all_views, caption_set, take_step
+from persona.core.training.plan import NewTokens, Picture, TrainingPlan
+from persona.core.training.priors import fill_stream
+from persona.core.training.run import (
+    RunFolder,
+    checkpoints,
+    clear_disk_errors,
+    load_checkpoint,
+    new_run,
+    save_checkpoint,
+    write_atomically,
+    write_facts,
+    write_plan,
+)
+from persona.core.training.schedule import NoiseSchedule
+from persona.core.training.views import MomentCache, View, view_key
+from persona.hub.bases import cache_folder, open_base
+from persona.runs.backends import choose_backend
+from persona.runs.pictures import load_pixels, scan_folder
+from persona.runs.products import write_product
+from persona.runs.recipe import Recipe, recipe_text
+from persona.runs.sheet import run_sheet, save_picture
+
+Stop = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with everything that can be known before a framework is loaded."""
+
+    recipe: Recipe
+    base: Base
+    plan: TrainingPlan
+    own_class_pictures: Mapping[str, tuple[Picture, ...]]
+    notes: tuple[str, ...]
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What is sampled: the prompts asked for, else the first caption of every stream."""
+        return self.recipe.settings.sample_prompts or default_prompts(self.plan)
+
+
+def prepare(recipe: Recipe, host: Host) -> Prepared:
+    """Open the base's description, look at the pictures, let the method make its plan. No framework is imported."""
+    base = open_base(recipe.base)
+    method = host.load("method", recipe.method)()
+    pictures, notes = scan_folder(Path(recipe.data))
+    plan: TrainingPlan = method.plan(recipe.options, recipe.settings, base, pictures)
+    own: dict[str, tuple[Picture, ...]] = {}
+    for stream in plan.streams:
+        if stream.generated and stream.generated.folder:
+            own[stream.name], more = scan_folder(Path(stream.generated.folder))
+            notes += more
+    return Prepared(recipe, base, plan, own, tuple(notes))
+
+
+def start(recipe: Recipe, host: Host, *, emit: Emit, stop: Stop) -> RunFolder:
+    """Make a run from a recipe and train it to its end."""
+    ready = prepare(recipe, host)
+    backend = choose_backend(host, recipe.backend)
+    run = new_run(Path(recipe.output) if recipe.output else None, Path("runs"), recipe.method)
+    with clear_disk_errors(run.path):
+        write_atomically(run.recipe, recipe_text(recipe).encode())
+        write_plan(run, ready.plan)
+        write_facts(run, facts_of(ready, backend.name))
+    emit(Note(f"run: {run.path}"))
+    execute(run, ready, backend, host, done=0, state=None, emit=emit, stop=stop)
+    return run
+
+
+def resume(run: RunFolder, recipe: Recipe, host: Host, *, allow_change: bool, emit: Emit, stop: Stop) -> RunFolder:
+    """Go on with a run exactly where its last checkpoint is; `recipe` is its own with what was typed again now.
+
+    Raises ResumeError, naming the differences, when data, base or options are not what they were."""
+    ready = prepare(recipe, host)
+    facts = run.facts()
+    differences = differences_of(run.plan(), ready.plan)
+    if facts.get("base_hash") not in (None, ready.base.hash):
+        differences.append(f"base {facts.get('base')}: digest {facts['base_hash'][:12]} is now {ready.base.hash[:12]}")
+    if differences and not allow_change:
+        raise ResumeError(
+            f"{run.path} was started with something else: " + "; ".join(differences[:5]) + ".",
+            hint="Go back to what it was, or accept the change: --allow-change",
+        )
+    saved = checkpoints(run)
+    done, state = load_checkpoint(saved[-1]) if saved else (0, None)
+    if done >= ready.plan.steps and run.product:
+        raise ResumeError(
+            f"{run.path} is finished: {done} of {ready.plan.steps} steps, the product is {run.product}.",
+            hint=f"Train it further: persona train --resume {run.path} --steps {done + 100}",
+        )
+    backend = choose_backend(host, recipe.backend)
+    write_atomically(run.recipe, recipe_text(recipe).encode())
+    write_facts(run, {**facts, **facts_of(ready, backend.name), "started": facts.get("started", "")})
+    emit(Note(f"run: {run.path}, going on at step {done}"))
+    execute(run, ready, backend, host, done=done, state=state, emit=emit, stop=stop)
+    return run
+
+
+def execute(
+    run: RunFolder,
+    ready: Prepared,
+    backend: Any,
+    host: Host,
+    *,
+    done: int,
+    state: Mapping[str, Any] | None,
+    emit: Emit,
+    stop: Stop,
+) -> None:
+    """Open the session, make priors and caches, train, write the product."""
+    recipe, base = ready.recipe, ready.base
+    runtime = Runtime(recipe.device, recipe.settings.precision, recipe.settings.gradient_checkpointing)
+    emit(Stage("loading the base"))
+    session: Session = backend.open(base, ready.plan, runtime)
+    try:
+        plan = with_class_pictures(ready, session, emit)
+        if done:
+            _check_pictures(run.plan(), plan)
+        write_plan(run, plan)
+        given = ingredients(run, plan, base, session, emit)
+        if state is not None:
+            session.load_state(state)
+        train(run, plan, given, session, host, recipe, ready.prompts, done=done, emit=emit, stop=stop)
+        words = product_words(plan, base, recipe)
+        product = write_product(session.product(), run, base, words)
+    finally:
+        session.close()
+    sheet = run_sheet(run.samples, ready.prompts, [Path(picture.path) for picture in plan.streams[0].pictures])
+    if sheet is not None:
+        save_picture(sheet, run.path / "sheet.png")
+    for complaint in host.announce("persona_run_finished", run=run.path, product=product):
+        emit(Note(complaint))
+
+
+def train(
+    run: RunFolder,
+    plan: TrainingPlan,
+    given: Ingredients,
+    session: Session,
+    host: Host,
+    recipe: Recipe,
+    prompts: tuple[str, ...],
+    *,
+    done: int,
+    emit: Emit,
+    stop: Stop,
+) -> None:
+    """Steps `done`+1 to the last, with figures, samples and checkpoints. A step's samples come before its checkpoint, so
+    that a resumed run makes those again that a kill may have cut short."""
+    settings = recipe.settings
+    trackers = [host.load("tracker", name)() for name in ("csv",)]
+    for tracker in trackers:
+        tracker.start(run.path, {**dataclasses.asdict(settings), "resumed_at": done})
+    sampled_at = sample_steps(settings.sample_every, plan.steps)
+    _announce(host, emit, "persona_run_started", run=run.path, settings=dataclasses.asdict(settings))
+    try:
+        if done == 0:
+            sample(run, 0, session, plan, prompts, recipe, host, emit)
+        for update in range(done, plan.steps):
+            try:
+                values = take_step(plan, given, session, update)
+            except TrainingError as error:
+                raise _with_last_checkpoint(error, run) from error
+            step = update + 1
+            for tracker in trackers:
+                tracker.log(step, values)
+            emit(StepDone(step, plan.steps, values))
+            _announce(host, emit, "persona_step_done", run=run.path, step=step, values=values)
+            stopped = stop()
+            if step in sampled_at and not stopped:
+                sample(run, step, session, plan, prompts, recipe, host, emit)
+            if stopped or step == plan.steps or (settings.save_every and step % settings.save_every == 0):
+                path = save_checkpoint(run, step, session.state(), keep_last=settings.keep_last)
+                emit(CheckpointSaved(step, str(path)))
+                _announce(host, emit, "persona_checkpoint_saved", run=run.path, step=step, checkpoint=path)
+            if stopped and step < plan.steps:
+                raise Interrupted(
+                    f"Stopped after step {step} of {plan.steps}; it is saved.",
+                    hint=f"Go on with: persona train --resume {run.path}",
+                )
+    finally:
+        for tracker in trackers:
+            tracker.finish()
+
+
+def sample(
+    run: RunFolder,
+    step: int,
+    session: Session,
+    plan: TrainingPlan,
+    prompts: tuple[str, ...],
+    recipe: Recipe,
+    host: Host,
+    emit: Emit,
+) -> None:
+    """One picture per prompt, always from the same noise, so that what changes between steps is the model alone."""
+    if not prompts:
+        return
+    settings = recipe.settings
+    request = SampleRequest(
+        prompts=prompts,
+        seeds=tuple(plan.seed * 1000 + number for number in range(len(prompts))),
+        width=plan.width,
+        height=plan.height,
+        steps=settings.sample_steps,
+        guidance_scale=settings.guidance_scale,
+    )
+    emit(Stage("sampling", 0, len(prompts)))
+    folder = run.samples / f"step-{step:06d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    paths = []
+    for number, pixels in enumerate(session.sample(request)):
+        path = folder / f"{number:02d}.png"
+        save_picture(Image.fromarray(pixels), path, {"prompt": prompts[number], "step": str(step)})
+        paths.append(path)
+    emit(Sampled(step, tuple(str(path) for path in paths)))
+    _announce(host, emit, "persona_sampled", run=run.path, step=step, pictures=paths)
+
+
+def with_class_pictures(ready: Prepared, session: Session, emit: Emit) -> TrainingPlan:
+    """The plan with its Generated streams filled, pictures made where they are missing."""
+
+    def report(done: int, total: int) -> None:
+        emit(Stage("class pictures", done, total))
+
+    streams = [
+        fill_stream(
+            stream,
+            ready.own_class_pictures.get(stream.name, ()),
+            base=ready.base,
+            plan=ready.plan,
+            session=session,
+            cache=cache_folder(),
+            report=report,
+        )
+        for stream in ready.plan.streams
+    ]
+    return dataclasses.replace(ready.plan, streams=tuple(streams))
+
+
+def ingredients(run: RunFolder, plan: TrainingPlan, base: Base, session: Session, emit: Emit) -> Ingredients:
+    """Latent moments of all views and, unless a text encoder is trained, the encoded captions."""
+    views = all_views(plan)
+    keys: dict[tuple[int, View], str] = {}
+    place: dict[str, tuple[int, View]] = {}
+    for number, stream in enumerate(plan.streams):
+        for view in views[number]:
+            key = view_key(stream.pictures[view.picture], view, plan, base.hash)
+            keys[number, view] = key
+            place[key] = (number, view)
+
+    def picture_of(key: str) -> Any:
+        number, view = place[key]
+        return load_pixels(plan.streams[number].pictures[view.picture], view, plan)
+
+    cache = MomentCache(run.path / "cache" / "latents.safetensors")
+    cache.fill(
+        list(place), picture_of, session.encode_pictures, lambda done, total: emit(Stage("latents", done, total))
+    )
+    return Ingredients(
+        schedule=NoiseSchedule.from_config(base.schedule),
+        views=views,
+        moments=lambda number, view: cache[keys[number, view]],
+        vae=base.components["vae"],
+        embeddings={} if trains_text(plan, base) else encoded_captions(plan, session, emit),
+        time_ids=time_ids(plan, base),
+    )
+
+
+def trains_text(plan: TrainingPlan, base: Base) -> bool:
+    """Whether captions have to go through the text encoders at every step."""
+    return any(isinstance(part, NewTokens) for part in plan.trains) or bool(
+        plan.trained_components() & set(base.text_encoders)
+    )
+
+
+def encoded_captions(plan: TrainingPlan, session: Session, emit: Emit) -> dict[str, dict[str, Any]]:
+    """Every caption's conditioning arrays, encoded one by one (the same bits whatever else is in the run)."""
+    found = {}
+    captions = caption_set(plan.streams, plan.caption_dropout > 0)
+    for number, caption in enumerate(captions):
+        if number % 16 == 0:
+            emit(Stage("captions", number, len(captions)))
+        found[caption] = {name: values[0] for name, values in session.encode_text([caption]).items()}
+    return found
+
+
+def time_ids(plan: TrainingPlan, base: Base) -> Any:
+    """SDXL's micro-conditioning [6]: original size, crop corner, target size (arXiv 2307.01952 §2.2), or None."""
+    if base.components[base.denoiser].get("addition_embed_type") != "text_time":
+        return None
+    return np.array([plan.height, plan.width, 0, 0, plan.height, plan.width], np.float32)
+
+
+def sample_steps(every: int, steps: int) -> set[int]:
+    """The steps after which samples are made: every N, or half-way; always the last."""
+    return {*range(every, steps, every), steps} if every else {steps // 2, steps} - {0}
+
+
+def default_prompts(plan: TrainingPlan) -> tuple[str, ...]:
+    """The first caption of each stream."""
+    found = [
+        stream.generated.prompt if stream.generated else stream.pictures[0].captions[0]
+        for stream in plan.streams
+        if stream.generated or (stream.pictures and stream.pictures[0].captions)
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def facts_of(ready: Prepared, backend: str) -> dict[str, Any]:
+    """What environment.json keeps."""
+    import importlib.metadata
+
+    versions = {}
+    for package in ("numpy", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "persona": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "backend": backend,
+        "device": ready.recipe.device,
+        "packages": versions,
+        "base": ready.base.id,
+        "base_hash": ready.base.hash,
+        "pictures": {picture.path: picture.sha256 for s in ready.plan.streams for picture in s.pictures},
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def product_words(plan: TrainingPlan, base: Base, recipe: Recipe) -> dict[str, str]:
+    """What a product says of itself in its metadata."""
+    words = {
+        "persona.method": plan.method,
+        "persona.base": base.id,
+        "persona.base_hash": base.hash,
+        "persona.steps": str(plan.steps),
+        "persona.seed": str(plan.seed),
+        "persona.version": __version__,
+    }
+    if plan.metadata.get("trigger"):
+        words["modelspec.trigger_phrase"] = plan.metadata["trigger"]
+    return words
+
+
+def differences_of(before: TrainingPlan, now: TrainingPlan) -> list[str]:
+    """What differs between two plans, in words; steps and the pictures of Generated streams may."""
+    found: list[str] = []
+    _compare("", _comparable(before), _comparable(now), found)
+    return found
+
+
+def _comparable(plan: TrainingPlan) -> dict[str, Any]:
+    document = dataclasses.asdict(plan)
+    document.pop("steps")
+    for stream in document["streams"]:
+        if stream["generated"]:
+            stream["pictures"] = []
+        stream["pictures"] = {Path(picture["path"]).name: {**picture, "path": ""} for picture in stream["pictures"]}
+    return document
+
+
+def _compare(name: str, before: Any, now: Any, found: list[str]) -> None:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in [*before, *(key for key in now if key not in before)]:
+            inner = f"{name}.{key}" if name else str(key)
+            if key not in before:
+                found.append(f"{inner} is new")
+            elif key not in now:
+                found.append(f"{inner} is gone")
+            else:
+                _compare(inner, before[key], now[key], found)
+    elif isinstance(before, list | tuple) and isinstance(now, list | tuple) and len(before) == len(now):
+        for number, (left, right) in enumerate(zip(before, now, strict=True)):
+            _compare(f"{name}[{number}]", left, right, found)
+    elif before != now:
+        found.append(f"{name} was {_short(before)}, is {_short(now)}")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _check_pictures(before: TrainingPlan, now: TrainingPlan) -> None:
+    for old, new in zip(before.streams, now.streams, strict=False):
+        if old.pictures and [p.sha256 for p in old.pictures] != [p.sha256 for p in new.pictures]:
+            raise ResumeError(
+                f"The pictures of stream {old.name} are not those the run was started with.",
+                hint="Put them back, or begin a new run",
+            )
+
+
+def _with_last_checkpoint(error: TrainingError, run: RunFolder) -> TrainingError:
+    saved = checkpoints(run)
+    kept = f" The last good checkpoint is kept: {saved[-1]}." if saved else " No checkpoint was saved yet."
+    return TrainingError(
+        f"{error.message}{kept}", hint=error.hint or "Lower it: --learning-rate, or use --precision fp32"
+    )
+
+
+def _announce(host: Host, emit: Emit, event: str, **values: Any) -> None:
+    for complaint in host.announce(event, **values):
+        emit(Note(complaint))
