@@ -1,0 +1,188 @@
+"""Reading tensors by byte range, and writing them: in the kernel where the bytes stay as they are."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from persona.core.adapters.tensor import Span, TensorRef
+from persona.core.host.errors import UnreadableFile
+
+CHUNK = 1 << 20
+
+
+def file_size(path: Path) -> int:
+    """Size in bytes of a regular file. Raises UnreadableFile when there is none."""
+    try:
+        if not path.is_file():
+            kind = "a folder" if path.is_dir() else "not a regular file"
+            raise UnreadableFile(f"{path} is {kind}." if path.exists() else f"There is no file {path}.")
+        return path.stat().st_size
+    except (OSError, ValueError) as error:
+        raise UnreadableFile(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def read_range(path: Path, offset: int, length: int) -> bytes:
+    """Exactly `length` bytes at `offset`. Raises UnreadableFile when the file is shorter or cannot be opened."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            data = _read_fully(file, length)
+    except OSError as error:
+        raise UnreadableFile(f"{path} cannot be read: {error.strerror or error}.") from error
+    if len(data) != length:
+        raise UnreadableFile(f"{path} ends before byte {offset + length}.")
+    return data
+
+
+def _read_fully(file: Any, length: int) -> bytes:
+    data: bytes = file.read(length) or b""
+    while len(data) < length:  # one read gives at most 2 GiB on Linux
+        more = file.read(length - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def read_array(path: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """An array from little-endian C-order bytes, read straight into its memory (no second copy)."""
+    array = np.empty(shape, dtype)
+    if array.nbytes == 0:
+        return array
+    view = array.reshape(-1).view(np.uint8).data
+    done = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            while done < len(view):
+                count = file.readinto(view[done:])
+                if not count:
+                    raise UnreadableFile(f"{path} ends before byte {offset + array.nbytes}: it changed while in use.")
+                done += count
+    except OSError as error:
+        raise UnreadableFile(f"{path} cannot be read: {error.strerror or error}.") from error
+    return array
+
+
+def tensor_in_file(path: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> TensorRef:
+    """A lazy tensor whose little-endian C-order bytes lie in one piece at `offset`."""
+    length = math.prod(shape) * dtype.itemsize
+    return TensorRef(dtype, shape, lambda: read_array(path, offset, dtype, shape), Span(path, offset, length))
+
+
+def little_endian_bytes(array: np.ndarray[Any, Any]) -> memoryview:
+    """The array's bytes as every container stores them: little endian, C order."""
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def iterate_bytes(ref: TensorRef) -> Iterable[bytes | memoryview]:
+    """A tensor's bytes in pieces of at most 1 MiB, without holding it whole when it lies in a file."""
+    if ref.span is None:
+        data = little_endian_bytes(ref.read())
+        for start in range(0, len(data), CHUNK):
+            yield data[start : start + CHUNK]
+        return
+    end = ref.span.offset + ref.span.length
+    for start in range(ref.span.offset, end, CHUNK):
+        yield read_range(ref.span.path, start, min(CHUNK, end - start))
+
+
+def write_tensors(out: BinaryIO, tensors: Iterable[TensorRef]) -> None:
+    """Append the tensors' bytes to `out`, one after the other.
+
+    Bytes that lie in a file are copied by the kernel; neighbours there become one copy. The others pass through
+    memory one tensor at a time.
+    """
+    with SpanCopier(out) as copier:
+        pending: Span | None = None
+        for ref in tensors:
+            span = ref.span
+            if span is not None and pending is not None and _follows(span, pending):
+                pending = Span(pending.path, pending.offset, pending.length + span.length)
+                continue
+            if pending is not None:
+                copier.copy(pending)
+            pending = span
+            if span is None:
+                out.write(little_endian_bytes(ref.read()))
+        if pending is not None:
+            copier.copy(pending)
+
+
+def _follows(span: Span, before: Span) -> bool:
+    return span.offset == before.offset + before.length and span.path == before.path
+
+
+class SpanCopier:
+    """Copies byte ranges of files to the end of `out`, keeping the files open between copies."""
+
+    small = 1 << 16  # below this a read and a buffered write cost less than a flush and a copy in the kernel
+    most_open = 32
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._open: dict[Path, int] = {}
+
+    def __enter__(self) -> SpanCopier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
+
+    def _descriptor(self, path: Path) -> int:
+        if path not in self._open:
+            if len(self._open) >= self.most_open:
+                self._close()
+            try:
+                self._open[path] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            except OSError as error:
+                raise UnreadableFile(f"{path} cannot be read: {error.strerror or error}.") from error
+        return self._open[path]
+
+    def copy(self, span: Span) -> None:
+        """Append the bytes of `span`. Raises UnreadableFile when the file no longer holds them."""
+        source = self._descriptor(span.path)
+        done = 0
+        if span.length > self.small:
+            self._out.flush()
+            done = _copy_in_kernel(source, span, self._out.fileno())
+            self._out.seek(0, os.SEEK_END)
+        os.lseek(source, span.offset + done, os.SEEK_SET)
+        while done < span.length:
+            piece = os.read(source, min(CHUNK, span.length - done))
+            if not piece:
+                raise UnreadableFile(f"{span.path} ends before byte {span.offset + span.length}: it changed.")
+            self._out.write(piece)
+            done += len(piece)
+
+
+def _copy_in_kernel(source: int, span: Span, target: int) -> int:
+    """How many bytes the kernel copied; fewer than asked where it cannot (other file system, other system)."""
+    if not hasattr(os, "copy_file_range"):
+        return 0
+    done = 0
+    while done < span.length:
+        try:
+            count = os.copy_file_range(source, target, span.length - done, offset_src=span.offset + done)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+                raise
+            return done
+        if count == 0:
+            return done
+        done += count
+    return done
