@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from persona.core.adapters.tensor import TensorRef
 
@@ -19,13 +21,15 @@ class Scale:
 
     `alpha / rank` (mode "rank"), `alpha / sqrt(rank)` ("sqrt_rank", rank-stabilised LoRA), or 1 ("none").
     `alpha` None means that no alpha is known: every reader then takes alpha = rank, a scale of 1.
-    `origin` tells where alpha came from: "file key", "header", "config", "told", "assumed", …
+    `origin` tells where alpha came from: "file key", "header", "config", "told", "assumed", …; `stored` is the tensor
+    it was read from, so that the same dialect can write it back bit for bit.
     """
 
     alpha: float | None
     rank: int
     mode: ScaleMode = "rank"
     origin: str = "assumed"
+    stored: TensorRef | None = field(default=None, compare=False, repr=False)
 
     @property
     def value(self) -> float:
@@ -49,7 +53,10 @@ class Entry:
 
     `factors` are in torch orientation, original dtype, named as the algorithm names them (dialects.md §4): lora: down
     [rank, in(, kh, kw)], up [out, rank], mid; loha: w1_a, w1_b, w2_a, w2_b, t1, t2; lokr: w1 | w1_a, w1_b, w2 | w2_a,
-    w2_b, t2; full: diff; …  `origin` maps each factor to the key it had in the file.
+    w2_b, t2; full: diff; …  `path` is diffusers' dotted path; a module that joins several of diffusers' rows in one
+    weight is written `attn.[to_q,to_k,to_v]` (core/adapters/fusion.py). `kernel` is the kernel of the module's
+    convolution, () when it is known not to be one, None when it is not known. `origin` maps each factor to the key it
+    had in the file.
     """
 
     component: str
@@ -60,6 +67,7 @@ class Entry:
     magnitude: Magnitude | None = None
     bias: TensorRef | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
+    kernel: tuple[int, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -108,6 +116,16 @@ class Adapter:
     notes: list[str] = field(default_factory=list)
     leftovers: list[Leftover] = field(default_factory=list)
     families: frozenset[str] = frozenset()
+
+    def deltas(self, base: Mapping[str, Any] | None = None) -> Mapping[str, np.ndarray[Any, Any]]:
+        """What the adapter adds at strength 1: a lazy mapping `component.path` -> ΔW, float32, torch layout.
+
+        `base` maps the same names to base weights, for the algorithms that need them (DoRA, IA3, GLoRA). Fused modules
+        appear under each of diffusers' names. CLIP encoders are spelt with `text_model.`
+        """
+        from persona.core.adapters.delta import Deltas
+
+        return Deltas(self.entries.values(), base)
 
 
 @dataclass

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from persona.core.adapters.entry import Adapter, Checkpoint
+    from persona.core.adapters.slots import Slots
     from persona.core.adapters.tensor import TensorRef
     from persona.core.training.base import Base
     from persona.core.training.batch import Batch
@@ -137,11 +138,12 @@ class State:
     """A file as its container explains it: names to lazy tensors with text metadata.
 
     `tensors` maps names to lazy tensors exactly as they are there; `metadata` is the file's own text metadata;
-    `notes` are what the user should know about how it was read."""
+    `notes` are what the user should know about how it was read; `container` is the container's name."""
 
     tensors: Mapping[str, TensorRef]
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    container: str = ""
 
 
 class Container(Protocol):
@@ -171,13 +173,54 @@ class Evidence:
     reasons: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Told:
+    """What the user said about a file, and what lies beside it.
+
+    `alpha` fills what the file leaves open, `override_alpha` lets it replace what the file says; `family` settles what
+    the evidence leaves open; `configs` are the parsed JSON files of a folder (`adapter_config.json`)."""
+
+    alpha: float | None = None
+    override_alpha: bool = False
+    family: str | None = None
+    path: str = ""
+    siblings: tuple[str, ...] = ()
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file that a dialect writes: tensors with text metadata, or a JSON `document`.
+
+    `name` is its path below the destination when the dialect is a folder, "" when it is a single file."""
+
+    tensors: Mapping[str, TensorRef] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
+    document: Mapping[str, Any] | None = None
+
+
 class Dialect(Protocol):
-    """Named tensors to meaning and back."""
+    """Named tensors to meaning and back.
+
+    `slots` says what the dialect can hold; `write` renames and reshapes only, because the planner
+    (core/adapters/conversion.py) has folded, split or expanded before whatever the slots cannot hold."""
 
     name: str
+    summary: str
+    slots: Slots
 
     def detect(self, state: State, siblings: Iterable[str]) -> Evidence:
         """Whether these names are spelt this way; `siblings` are the names of the files beside it."""
+        ...
+
+    def read(self, state: State, told: Told) -> Adapter:
+        """The meaning, lazily: no arithmetic, nothing folded, cast or dropped; what no rule explains is a leftover.
+        Raises UnreadableFile for an entry that is incomplete or contradicts itself."""
+        ...
+
+    def write(self, adapter: Adapter) -> Sequence[Output]:
+        """The files that spell `adapter`. Raises ConversionError for an entry that has no name or slot here."""
         ...
 
 
