@@ -38,7 +38,7 @@ from persona.core.training.schedule import NoiseSchedule
 from persona.core.training.views import MomentCache, View, view_key
 from persona.hub.bases import cache_folder, open_base
 from persona.runs.backends import choose_backend
-from persona.runs.pictures import load_pixels, scan_folder
+from persona.runs.pictures import load_pixels, masks_of, scan_folder
 from persona.runs.products import write_product
 from persona.runs.recipe import Recipe, recipe_text
 from persona.runs.sheet import run_sheet, save_picture
@@ -287,6 +287,7 @@ def ingredients(run: RunFolder, plan: TrainingPlan, base: Base, session: Session
         vae=base.components["vae"],
         embeddings={} if trains_text(plan, base) else encoded_captions(plan, session, emit),
         time_ids=time_ids(plan, base),
+        masks=masks_of(plan, base.latent_factor),
     )
 
 

@@ -62,7 +62,9 @@ def _part(plan: TrainingPlan, given: Ingredients, update: int, micro: int, numbe
     positions = np.arange(micro * each, (micro + 1) * each)
     slots = [number * SLOTS_PER_STREAM + int(position) for position in positions]
     per_update = each * plan.accumulation
-    chosen = [views[index] for index in order(plan.seed, stream.name, len(views), update, per_update)[positions]]
+    repeats = [stream.pictures[view.picture].repeats for view in views]
+    row = order(plan.seed, stream.name, len(views), update, per_update, repeats)
+    chosen = [views[index] for index in row[positions]]
     captions = _captions(plan, update, slots, [stream.pictures[view.picture].captions for view in chosen])
     moments = [given.moments(number, view) for view in chosen]
     shape = moments[0].shape[1:]

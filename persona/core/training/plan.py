@@ -74,6 +74,7 @@ class Picture:
     mask: str | None = None
     sha256: str = ""
     size: tuple[int, int] = (0, 0)  # width, height, after EXIF orientation
+    repeats: int = 1  # how often an epoch uses it
 
 
 @dataclass(frozen=True)
