@@ -11,6 +11,7 @@ from typing import Any
 from persona.core.training.base import Base, ParameterShape
 
 WORDS = ("a", "photo", "of", "cat", "dog", "toy", "red", "on", "the", "background", "robot", "blue", "in", "style")
+GROUPS = 8  # group norms over four and more channels, as in the real ones; over two they are badly conditioned
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 _CROSS = "CrossAttnDownBlock2D"
@@ -58,12 +59,13 @@ def narrow_pipeline(kind: str, folder: Path, *, seed: int = 0) -> Path:
     vocabulary, _ = bpe(WORDS)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        unet = UNet2DConditionModel(sample_size=8, **_UNET[kind])
+        unet = UNet2DConditionModel(sample_size=8, norm_num_groups=GROUPS, **_UNET[kind])
         vae = AutoencoderKL(
             block_out_channels=(32, 32, 32, 32),
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             layers_per_block=1,
+            norm_num_groups=GROUPS,
             sample_size=64,
             force_upcast=kind == "sdxl",
             scaling_factor=0.13025 if kind == "sdxl" else 0.18215,
