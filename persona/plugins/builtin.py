@@ -44,6 +44,13 @@ def persona_containers() -> list[Descriptor]:
 
 
 @hookimpl
+def persona_dialects() -> list[Descriptor]:
+    """The built-in spellings of adapters."""
+    at = "persona.formats.dialects."
+    return [Descriptor("diffusers", "diffusers and PEFT names, alpha in the header", at + "diffusers_peft:DIALECT")]
+
+
+@hookimpl
 def persona_trackers() -> list[Descriptor]:
     """The built-in trackers."""
     return [Descriptor("csv", "metrics.csv in the run folder", "persona.plugins.trackers.csv:CsvTracker")]
