@@ -17,6 +17,9 @@ BUILT_IN = (
     "persona.formats.containers.safetensors:Safetensors",
     "persona.formats.containers.paddle:Paddle",
     "persona.formats.containers.torch_pickle:TorchPickle",
+    "persona.formats.containers.mindspore:MindSpore",
+    "persona.formats.containers.npz:Npz",
+    "persona.formats.containers.picture:Picture",
 )
 
 # What else a file may turn out to be: first bytes -> (what it is, the line to type)

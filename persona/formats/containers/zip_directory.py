@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -64,36 +64,46 @@ def read_member(path: Path, member: Member, *, at_most: int) -> bytes:
     """A member's bytes, inflated where needed. Raises UnreadableFile when it is larger than `at_most`, or damaged."""
     if member.size > at_most:
         _refuse(path, f"its member {member.name!r} says it has {member.size} bytes, and {at_most} are the most")
-    data = (
-        b"".join(_inflated(path, member)) if member.method == DEFLATED else read_range(path, member.offset, member.size)
-    )
-    if zlib.crc32(data) != member.crc:
-        _refuse(path, f"its member {member.name!r} is damaged (its checksum differs)")
+    if member.method == DEFLATED:
+        data = b"".join(_inflate(path, member))
+    else:
+        data = read_range(path, member.offset, member.size)
+    if len(data) != member.size or zlib.crc32(data) != member.crc:
+        _refuse(path, f"its member {member.name!r} is damaged (its size or checksum differs)")
     return data
 
 
-def _inflated(path: Path, member: Member) -> list[bytes]:
+def read_start(path: Path, member: Member, length: int) -> bytes:
+    """The first `length` bytes of a member, or all of a shorter one."""
+    if member.method == STORED:
+        return read_range(path, member.offset, min(length, member.size))
+    pieces: list[bytes] = []
+    for piece in _inflate(path, member):
+        pieces.append(piece)
+        if sum(map(len, pieces)) >= length:
+            break
+    return b"".join(pieces)[:length]
+
+
+def _inflate(path: Path, member: Member) -> Iterator[bytes]:
     """Inflate piece by piece, never past the size that the directory declares."""
     inflater = zlib.decompressobj(-15)
-    pieces: list[bytes] = []
     total, position, end = 0, member.offset, member.offset + member.compressed
-    try:
-        while not inflater.eof:
-            data = inflater.unconsumed_tail
-            if not data:
-                if position >= end:
-                    _refuse(path, f"its member {member.name!r} is cut short")
-                data = read_range(path, position, min(CHUNK, end - position))
-                position += len(data)
-            pieces.append(inflater.decompress(data, CHUNK))
-            total += len(pieces[-1])
-            if total > member.size:
-                _refuse(path, f"its member {member.name!r} inflates to more than the {member.size} bytes it declares")
-    except zlib.error as error:
-        _refuse(path, f"its member {member.name!r} is damaged ({error})")
-    if total != member.size:
-        _refuse(path, f"its member {member.name!r} has {total} bytes instead of {member.size}")
-    return pieces
+    while not inflater.eof:
+        data = inflater.unconsumed_tail
+        if not data:
+            if position >= end:
+                _refuse(path, f"its member {member.name!r} is cut short")
+            data = read_range(path, position, min(CHUNK, end - position))
+            position += len(data)
+        try:
+            piece = inflater.decompress(data, CHUNK)
+        except zlib.error as error:
+            _refuse(path, f"its member {member.name!r} is damaged ({error})")
+        total += len(piece)
+        if total > member.size:
+            _refuse(path, f"its member {member.name!r} inflates to more than the {member.size} bytes it declares")
+        yield piece
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:
@@ -186,7 +196,7 @@ def _safe_name(path: Path, raw: bytes) -> str:
     except UnicodeDecodeError:
         _refuse(path, f"a member's name {raw[:40]!r} is not UTF-8")
     parts = name.replace("\\", "/").split("/")
-    if not name or name.startswith(("/", "\\")) or ".." in parts or "\0" in name or ":" in parts[0]:
+    if not name or name.startswith(("/", "\\")) or ".." in parts or "\0" in name or parts[0][1:2] == ":":
         _refuse(path, f"its member {name[:80]!r} points outside of it")
     return name
 

@@ -93,7 +93,7 @@ def _pair(embeddings: Sequence[Embedding]) -> Written:
     found = _encoder_keys(embedding)
     if "clip_g" in found and "clip_l" not in found:
         raise ConversionError(
-            f"{embedding.token} has vectors for text_encoder_2 alone; this form's readers need both, and zeros are not neutral.",
+            f"{embedding.token} has vectors for text_encoder_2 alone; readers need both, and zeros are not neutral.",
             hint="Give the file of the other encoder too.",
         )
     return found, {"name": embedding.token, "format": "pt"}
