@@ -76,6 +76,7 @@ def assemble(host: Host, words: Sequence[str], typed: Mapping[str, Any], *, defa
     if not values.get("data"):
         values, note = with_example(values, options_class)
         notes.append(note)
+    values = base_defaults(str(values.get("base", "mini")), str(method)) | values
     settings = build_options(TrainSettings, method_defaults(options_class) | values)
     recipe = Recipe(
         method=str(method),
@@ -85,6 +86,12 @@ def assemble(host: Host, words: Sequence[str], typed: Mapping[str, Any], *, defa
         **{key: values[key] for key in HEAD if key in values and key not in ("method", "data") and values[key]},
     )
     return Wanted(recipe, run, tuple(notes))
+
+
+def base_defaults(base: str, method: str) -> dict[str, Any]:
+    """The settings that registry.yaml recommends for a method on a base; none for a base it does not know."""
+    found: dict[str, Any] = registry()["bases"].get(base, {}).get("defaults", {}).get(method, {})
+    return dict(found)
 
 
 def with_example(values: Mapping[str, Any], options_class: type) -> tuple[dict[str, Any], str]:
