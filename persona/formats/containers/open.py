@@ -43,6 +43,11 @@ FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "git lfs pull"),
     (b"<!DOCTYPE", "a web page", "Download the file itself, not the page about it."),
     (b"<html", "a web page", "Download the file itself, not the page about it."),
+    (
+        bytes(8),
+        "not a weight file: it begins with zeros, as Paddle's use_binary_format=True and broken downloads do",
+        "In Paddle, save it again with paddle.save(…) alone; else fetch it again.",
+    ),
     (b"\x80\x00", "a pickle of a protocol that no weight file uses", ""),
     (b"\x80\x01", "a pickle of a protocol that no weight file uses", ""),
 )
@@ -87,11 +92,6 @@ def _unknown(path: Path, head: bytes, size: int) -> UnreadableFile:
     begin = head[:8].hex(" ")
     if head.lstrip()[:1] in (b"{", b"["):
         return UnreadableFile(f"{path} is JSON text, not weights (its first 8 bytes are {begin}).")
-    if not any(head):
-        why = "it begins with zero bytes: a download that broke off, or a Paddle file saved with use_binary_format=True"
-        return UnreadableFile(
-            f"{path} is not a weight file: {why}.", hint="In Paddle, save it again with paddle.save(…)."
-        )
     return UnreadableFile(
         f"{path} is no kind of weight file persona knows: its first 8 bytes are {begin}.",
         hint="Known: safetensors, torch, Paddle and MindSpore checkpoints, npz, and pictures that carry an embedding.",
