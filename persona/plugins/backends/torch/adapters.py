@@ -59,8 +59,8 @@ def merge(
 ) -> list[str]:
     """Add `adapter` at `strength` to the components, computed in float32 and rounded once to the weight's dtype.
 
-    Raises ConversionError before anything is changed when an entry has no home here or another shape, naming up to
-    five. Returns notes."""
+    Raises ConversionError when entries have no home here, naming up to five, before anything is changed; for a shape
+    that does not fit when it comes to it, and the session is then good for nothing. Returns notes."""
     if not adapter.entries and not adapter.embeddings:
         raise ConversionError("The adapter is empty: no module and no token was found in it.",
                               hint="persona inspect says what the file holds.")  # fmt: skip

@@ -208,6 +208,8 @@ class TorchSession:
             return
         torch.manual_seed(plan.seed % 2**63)  # dropout draws from torch's own generator, whose state is saved
         self._groups = attach(plan, self._components, self._words)
+        for model in self._components.values():
+            model.eval()  # the new layers too, which come to life in training mode
         self._optimizer = AdamW([group.values for group in self._groups], plan.optimizer, self.device, self.precision)
         if plan.ema_decay is not None:
             self._averages = Averages(self._optimizer.names, plan.ema_decay)
