@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -206,11 +206,16 @@ class Dialect(Protocol):
     `slots` says what the dialect can hold; `write` renames and reshapes only, because the planner
     (core/adapters/conversion.py) has folded, split or expanded before whatever the slots cannot hold."""
 
-    name: str
-    summary: str
-    slots: Slots
+    @property
+    def name(self) -> str: ...
 
-    def detect(self, state: State, siblings: Iterable[str]) -> Evidence:
+    @property
+    def summary(self) -> str: ...
+
+    @property
+    def slots(self) -> Slots: ...
+
+    def detect(self, state: State, siblings: Sequence[str]) -> Evidence:
         """Whether these names are spelt this way; `siblings` are the names of the files beside it."""
         ...
 

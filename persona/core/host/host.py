@@ -7,6 +7,7 @@ else changes."""
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -46,6 +47,15 @@ class Candidate:
     load: Callable[[], Any]
 
 
+NEEDED: dict[str, tuple[str, ...]] = {
+    "method": ("Options", "plan"),
+    "backend": ("availability", "open"),
+    "tracker": ("start", "log", "finish"),
+    "container": ("sniff", "read"),
+}
+"""What the thing behind a Descriptor must have, by kind, so that a plugin's mistake is named as one."""
+
+
 class _Refused(Exception):
     """Why a plugin is not taken."""
 
@@ -69,9 +79,22 @@ def installed_candidates() -> list[Candidate]:
 
 
 def place_of(error: BaseException) -> str:
-    """`file:line` of the innermost frame of an exception."""
+    """`file:line` of the innermost frame of an exception; of the text itself for a SyntaxError."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def fault_of(descriptor: Descriptor) -> str:
+    """What is wrong with a Descriptor's own fields, in words; empty when nothing is."""
+    if not isinstance(descriptor.name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9._+-]*", descriptor.name):
+        return f"name {descriptor.name!r} is not lower-case letters, digits and hyphens"
+    if not isinstance(descriptor.summary, str):
+        return f"summary {descriptor.summary!r} is not a text"
+    if not isinstance(descriptor.target, str) or not re.fullmatch(r"[\w.]+:[\w.]+", descriptor.target):
+        return f"target {descriptor.target!r} is not of the form module:attribute"
+    return ""
 
 
 class Host:
@@ -98,6 +121,7 @@ class Host:
             self.register(module, PluginRecord(name, "persona"))
             if self.records[name].state == "broken":  # our own mistake: never hide it
                 raise PluginError(f"built-in plugin {name}: {self.records[name].reason}")
+        own = set(self.records)
         allowed = None if only is None else set(only)
         refused = set(without)
         for candidate in installed_candidates() if candidates is None else candidates:
@@ -107,11 +131,31 @@ class Host:
                 self.records[record.name] = record
                 continue
             self._load(candidate, record)
+        for name in sorted((allowed or set()) - set(self.records)):
+            reason = f"PERSONA_PLUGINS names it, and nothing installed is called so. {did_you_mean(name, self.records)}"
+            self.records[name] = PluginRecord(name, state="broken", reason=reason.strip())
+        self._check_switched_off(refused, own)
+
+    def _check_switched_off(self, names: set[str], own: set[str]) -> None:
+        """A switch that does nothing is a typing error, and is told."""
+        for name in sorted(names):
+            if name in own:
+                raise UsageError(
+                    f"{name} is persona itself and cannot be left out.", hint="List plugins: persona plugins"
+                )
+            if name not in self.records:
+                known = set(self.records) - own
+                raise UsageError(
+                    f"There is no plugin {name} to leave out. {did_you_mean(name, known)}".strip(),
+                    hint="List plugins: persona plugins",
+                )
 
     def _load(self, candidate: Candidate, record: PluginRecord) -> None:
         if candidate.name in self.records:
-            record.state, record.reason = "broken", f"the plugin name {candidate.name} is taken already"
-            self.records[f"{candidate.name} ({candidate.package})"] = record
+            taken = self.records[candidate.name].package or "another plugin"
+            record.state, record.reason = "broken", f"the plugin name {candidate.name} is taken already by {taken}"
+            record.name = f"{candidate.name} ({candidate.package})"
+            self.records[record.name] = record
             return
         try:
             plugin = candidate.load()
@@ -131,14 +175,15 @@ class Host:
         try:
             self.manager.register(plugin, name=record.name)
             given = self._collect(plugin, record.name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if self.manager.has_plugin(record.name):
                 self.manager.unregister(name=record.name)
             if os.environ.get("PERSONA_STRICT_PLUGINS"):
                 raise
             record.state = "broken"
             record.reason = str(error) if isinstance(error, _Refused) else f"{type(error).__name__}: {error}"
-            record.file = place_of(error) if not isinstance(error, _Refused) else record.file
+            if not isinstance(error, _Refused | pluggy.PluginValidationError):
+                record.file = place_of(error)
             return
         for kind, descriptor in given:
             self._found[kind][descriptor.name] = descriptor
@@ -152,8 +197,11 @@ class Host:
         for attribute in dir(plugin):
             if not attribute.startswith("persona_"):
                 continue
-            if self.manager.parse_hookimpl_opts(plugin, attribute) is None:
+            options = self.manager.parse_hookimpl_opts(plugin, attribute)
+            if options is None:
                 continue
+            if options.get("wrapper") or options.get("hookwrapper"):
+                raise _Refused(f"{attribute} is a hook wrapper; persona's hooks are called plainly")
             implemented += 1
             if attribute not in known:
                 raise _Refused(f"there is no hook {attribute}. {did_you_mean(attribute, known)}")
@@ -176,6 +224,8 @@ class Host:
         for item in answer:
             if not isinstance(item, Descriptor):
                 raise _Refused(f"{hook_name} returned a {type(item).__name__} in its list, not a Descriptor")
+            if fault := fault_of(item):
+                raise _Refused(f"{hook_name} returned a Descriptor whose {fault}")
             if item.api != API_VERSION:
                 raise _Refused(
                     f"{kind} {item.name} was made for version {item.api} of persona's API, not {API_VERSION}"
@@ -200,15 +250,23 @@ class Host:
                 f"There is no {kind} called {name}. {did_you_mean(name, known)}{self._broken_note()}",
                 hint="List what is here: persona plugins",
             )
+        plugin = self._giver[kind, name]
+        hint = f"Leave the plugin out: persona -p no:{plugin} …"
         try:
-            return known[name].load()
-        except Exception as error:
-            plugin = self._giver[kind, name]
+            loaded = known[name].load()
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"The {kind} {name} (plugin {plugin}) cannot be loaded: {type(error).__name__}: {error} "
                 f"({place_of(error)}).",
-                hint=f"Leave the plugin out: persona -p no:{plugin} …",
+                hint=hint,
             ) from error
+        lacking = [attribute for attribute in NEEDED.get(kind, ()) if not hasattr(loaded, attribute)]
+        if lacking:
+            raise PluginError(
+                f"The {kind} {name} (plugin {plugin}, {known[name].target}) has no {' and no '.join(lacking)}.",
+                hint=hint,
+            )
+        return loaded
 
     def _broken_note(self) -> str:
         broken = [record.name for record in self.records.values() if record.state == "broken"]
@@ -222,9 +280,10 @@ class Host:
                 print(f"persona: {event} -> {implementation.plugin_name}", file=sys.stderr)
             try:
                 implementation.function(*(values[name] for name in implementation.argnames))
-            except Exception as error:
-                name = implementation.plugin_name
-                self.records[name].state, self.records[name].reason = "broken", f"{event}: {error}"
+            except (Exception, SystemExit) as error:
+                name, record = implementation.plugin_name, self.records[implementation.plugin_name]
+                record.state, record.file = "broken", place_of(error)
+                record.reason = f"failed in {event}: {type(error).__name__}: {error}"
                 self.manager.unregister(name=name)
                 complaints.append(
                     f"plugin {name} failed in {event} and was switched off: {type(error).__name__}: {error}"
