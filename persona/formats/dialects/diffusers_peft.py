@@ -9,14 +9,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from persona.core.adapters.entry import Adapter, Entry
+from persona.core.adapters.entry import Adapter
 from persona.core.adapters.slots import Slots
 from persona.core.host.contracts import State, Told
 from persona.core.host.errors import UnreadableFile
 from persona.formats.dialects.entries import StoredScale
 from persona.formats.dialects.lora_config import alpha_from, config_of, fields_of
+from persona.formats.dialects.metadata import carried
 from persona.formats.dialects.places import COMPONENTS, prefixed, unprefixed
-from persona.formats.dialects.table import Place, TableDialect
+from persona.formats.dialects.table import Place, TableDialect, anywhere
 
 HEADER = "lora_adapter_metadata"
 SUFFIXES = {
@@ -71,15 +72,10 @@ def _number(text: str) -> Any:
         return text
 
 
-def name_of(entry: Entry, adapter: Adapter) -> str:
-    """`component.path`."""
-    return entry.name
-
-
 def header(adapter: Adapter) -> dict[str, str]:
     """`lora_adapter_metadata` for every component, or for none when every reader gets the scale right without it."""
     entries = list(adapter.entries.values())
-    kept = {key: value for key, value in adapter.metadata.items() if key not in (HEADER, "format")}
+    kept = {key: value for key, value in carried(adapter).items() if key != HEADER}
     plain = all(entry.scale.value == 1.0 for entry in entries)
     uniform = len({entry.scale.rank for entry in entries}) <= 1
     if not entries or (plain and uniform and not any(entry.magnitude or entry.bias for entry in entries)):
@@ -95,8 +91,8 @@ DIALECT = TableDialect(
     name="diffusers",
     summary="diffusers and PEFT names, alpha in the safetensors header",
     slots=Slots(alpha="header", magnitude=frozenset({"out"}), bias=True, containers=("safetensors", "torch")),
-    place=place,
-    name_of=name_of,
+    places=anywhere(place),
+    names=lambda adapter: lambda entry: entry.name,
     spellings=frozenset({"peft"}),
     suffixes=SUFFIXES,
     scales=scales,

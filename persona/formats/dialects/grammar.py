@@ -34,6 +34,10 @@ SUFFIXES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "dotted": ((r"\.lora\.down\.weight", "down"), (r"\.lora\.up\.weight", "up")),
     "linear layer": ((r"\.lora_linear_layer\.down\.weight", "down"), (r"\.lora_linear_layer\.up\.weight", "up")),
+    "numbered processor": (
+        (r"(?<=_lora[12])\.down\.weight", "down"),
+        (r"(?<=_lora[12])\.up\.weight", "up"),
+    ),
     "processor": ((r"_lora\.down\.weight", "down"), (r"_lora\.up\.weight", "up")),
     "mindpet": (
         (r"\.(?:mindpet|tk)_delta_lora_[aA]", "down"),
@@ -98,8 +102,21 @@ class Grouped:
     duplicates: list[tuple[str, str]]
 
 
+_last: tuple[Iterable[str], Grouped] | None = None
+
+
 def group(keys: Iterable[str]) -> Grouped:
-    """Sort the keys of a file by module and factor. Embeddings bundled in the file (`bundle_emb.`) are passed over."""
+    """Sort the keys of a file by module and factor. Embeddings bundled in the file (`bundle_emb.`) are passed over.
+
+    Every dialect asks this of the same file in turn, so the last answer is kept.
+    """
+    global _last
+    if _last is None or _last[0] is not keys:
+        _last = (keys, _group(keys))
+    return _last[1]
+
+
+def _group(keys: Iterable[str]) -> Grouped:
     listed = [key for key in keys if not key.startswith("bundle_emb.")]
     result = Grouped({}, [], [], [])
     input_scaled = {key[: -len("on_input")] + "weight" for key in listed if key.endswith(".on_input")}

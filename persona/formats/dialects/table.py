@@ -6,7 +6,7 @@ the dialect where each module lies, and builds entries (entries); writing asks i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,31 +27,46 @@ from persona.formats.models.families import FAMILIES
 
 @dataclass(frozen=True)
 class Place:
-    """Where a module lies: component, diffusers' path, its name inside the component as the file spells it, and
-    whether its halves (shift, scale) are the other way round than diffusers has them."""
+    """Where a module lies: component, diffusers' path, its name inside the component as the file spells it, whether
+    its halves (shift, scale) are the other way round than diffusers has them, and the families so spelt."""
 
     component: str
     path: str
     name: str = ""
     swapped: bool = False
+    families: frozenset[str] | None = None
+
+
+Places = Callable[[Collection[str]], Callable[[str], Place | None]]
+"""All module names of a file -> where each lies."""
+
+
+Names = Callable[[Adapter], Callable[[Entry], str]]
+"""An adapter to write -> the name of each of its modules."""
+
+
+def anywhere(place: Callable[[str], Place | None]) -> Places:
+    """Places for a dialect whose names mean the same whatever stands beside them."""
+    return lambda modules: place
 
 
 @dataclass(frozen=True)
 class TableDialect:
     """A dialect made of tables and a few plain functions.
 
-    `place(module)` finds a module or gives None; `name(entry, adapter)` is its inverse; `suffixes` spell the factors
-    when writing; `spellings` are the grammar's spellings it reads; `applies(state)` is an extra condition (a container,
-    a header); `scales` finds alpha in a header or config; `header(adapter)` makes the metadata to write; `priority`
-    breaks ties between dialects that explain the same keys.
+    `places(modules)(module)` finds a module or gives None; `names(adapter)(entry)` is its inverse; `suffixes` (or
+    `suffixes_of`, where they differ by module) spell the factors when writing; `spellings` are the grammar's spellings
+    it reads; `applies(state)` is an extra condition (a container, a header); `scales` finds alpha in a header or
+    config; `header(adapter)` makes the metadata to write; `priority` breaks ties between dialects that explain the
+    same keys; `families` limits what the evidence may leave.
     """
 
     name: str
     summary: str
     slots: Slots
-    place: Callable[[str], Place | None]
+    places: Places
     spellings: frozenset[str]
-    name_of: Callable[[Entry, Adapter], str] | None = None
+    names: Names | None = None
     suffixes: Mapping[str, str] = field(default_factory=dict)
     suffixes_of: Callable[[Entry], Mapping[str, str]] | None = None
     applies: Callable[[State, Sequence[str]], bool] = lambda state, siblings: True
@@ -61,14 +76,15 @@ class TableDialect:
     priority: int = 0
     families: frozenset[str] | None = None
 
-    def detect(self, state: State, siblings: Iterable[str]) -> Evidence:
+    def detect(self, state: State, siblings: Sequence[str]) -> Evidence:
         """The share of modules that this table names, among modules spelt in its way."""
         if not self.applies(state, tuple(siblings)):
             return Evidence(0.0)
         grouped = group(state.tensors)
         if not grouped.groups:
             return Evidence(0.0)
-        mine = [g for g in grouped.groups.values() if self._speaks(g) and self._locate(g.module) is not None]
+        place = self.locator(grouped.groups)
+        mine = [g for g in grouped.groups.values() if self._speaks(g) and place(g.module) is not None]
         if not mine:
             return Evidence(0.0)
         share = len(mine) / len(grouped.groups)
@@ -81,23 +97,27 @@ class TableDialect:
 
     def write(self, adapter: Adapter) -> Sequence[Output]:
         """One file: every entry under this dialect's name for it; see Dialect.write."""
-        if self.name_of is None:
+        if self.names is None:
             raise ConversionError(f"persona reads {self.name} and does not write it.", hint="--to kohya")
         tensors: dict[str, TensorRef] = {}
+        name_of = self.names(adapter)
         for entry in adapter.entries.values():
-            named = self.name_of(entry, adapter)
             suffixes = self.suffixes_of(entry) if self.suffixes_of else self.suffixes
-            tensors.update(spelled(entry, named, suffixes, self.slots, self.alpha_shape))
+            tensors.update(spelled(entry, name_of(entry), suffixes, self.slots, self.alpha_shape))
         return (Output(tensors, self.header(adapter)),)
 
     def _speaks(self, group: Group) -> bool:
         return bool(group.spellings & self.spellings) or group.spellings <= {"any"}
 
-    def _locate(self, module: str) -> Place | None:
-        place = self.place(module)
-        if place is None or not is_known(place.component, place.path, FAMILIES):
-            return None
-        return place
+    def locator(self, modules: Collection[str]) -> Callable[[str], Place | None]:
+        """Where each module lies, for names that some family knows."""
+        find = self.places(modules)
+
+        def locate(module: str) -> Place | None:
+            place = find(module)
+            return place if place is not None and is_known(place.component, place.path, FAMILIES) else None
+
+        return locate
 
 
 def _no_scale(component: str, module: str, rank: int) -> None:
@@ -112,9 +132,10 @@ def read_groups(main: TableDialect, others: Sequence[TableDialect], state: State
     adapter = Adapter(None, {}, metadata=dict(state.metadata), source=Source(told.path, state.container, main.name))
     adapter.notes += [*state.notes, *layout.notes]
     scales = {dialect.name: dialect.scales(state, told) for dialect in (main, *others)}
-    swapped: set[tuple[str, str]] = set()
+    locators = [(dialect, dialect.locator(grouped.groups)) for dialect in (main, *others)]
+    hints: set[str] = set()
     for one in grouped.groups.values():
-        dialect, place = _who_names(one, main, others)
+        dialect, place = _who_names(one.module, locators)
         if dialect is None or place is None:
             reason = "no family has a module of this name"
             adapter.leftovers += [_leftover(state, key, reason) for key in one.keys.values()]
@@ -131,11 +152,9 @@ def read_groups(main: TableDialect, others: Sequence[TableDialect], state: State
             name_in_component=place.name or place.path,
             paddle=layout.paddle,
         )
-        if place.swapped:
-            entry = with_swapped_halves(entry)
-            swapped.add((place.component, place.path))
-        _add(adapter, entry)
-    _finish(adapter, grouped.bookkeeping, state, told, main.families)
+        hints |= place.families or set()
+        _add(adapter, with_swapped_halves(entry) if place.swapped else entry)
+    _finish(adapter, grouped.bookkeeping, state, told, main.families or (frozenset(hints) if hints else None))
     adapter.leftovers += [_leftover(state, key, "no known suffix") for key in grouped.unexplained]
     for first, second in grouped.duplicates:
         if not same_bits(state.tensors[first], state.tensors[second]):
@@ -145,10 +164,10 @@ def read_groups(main: TableDialect, others: Sequence[TableDialect], state: State
 
 
 def _who_names(
-    one: Group, main: TableDialect, others: Sequence[TableDialect]
+    module: str, locators: Sequence[tuple[TableDialect, Callable[[str], Place | None]]]
 ) -> tuple[TableDialect | None, Place | None]:
-    for dialect in (main, *others):
-        place = dialect._locate(one.module)
+    for dialect, locate in locators:
+        place = locate(module)
         if place is not None:
             return dialect, place
     return None, None
@@ -172,6 +191,8 @@ def _add(adapter: Adapter, entry: Entry) -> None:
 def _finish(
     adapter: Adapter, bookkeeping: Sequence[str], state: State, told: Told, limit: frozenset[str] | None
 ) -> None:
+    if limit == frozenset({"flux1"}):
+        _move_t5_for_flux(adapter)
     verdict = decide(adapter.entries.values(), FAMILIES)
     families = verdict.families & limit if limit and verdict.families & limit else verdict.families
     adapter.families, adapter.family = settle_family(families, told, adapter)
@@ -180,6 +201,15 @@ def _finish(
     if bookkeeping:
         adapter.notes.append(f"dropped {len(bookkeeping)} bookkeeping keys: {', '.join(sorted(bookkeeping)[:5])}")
     _note_alpha(adapter)
+
+
+def _move_t5_for_flux(adapter: Adapter) -> None:
+    """T5 is the third text encoder to kohya and in SD3, and the second in diffusers' Flux (dialects.md §0)."""
+    moved = {}
+    for (component, path), entry in adapter.entries.items():
+        component = "text_encoder_2" if component == "text_encoder_3" else component
+        moved[(component, path)] = replace(entry, component=component)
+    adapter.entries = moved
 
 
 def settle_family(families: frozenset[str], told: Told, adapter: Adapter) -> tuple[frozenset[str], str | None]:

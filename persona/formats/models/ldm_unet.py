@@ -7,7 +7,11 @@ upsampler depends on whether its block has attentions.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from persona.core.adapters.family import Family, inventory
+from persona.core.adapters.unet import UNet
 
 TOP = (
     ("conv_in", "input_blocks.0.0"),
@@ -33,6 +37,53 @@ _TO_ORIGINAL = dict(RESNET)
 _TO_DIFFUSERS = {original: ours for ours, original in RESNET}
 _BLOCK = re.compile(r"^(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.?(.*)$")
 _ORIGINAL = re.compile(r"^(input|output)_blocks\.(\d+)\.(\d+)\.?(.*)$")
+
+
+@dataclass(frozen=True)
+class Topology:
+    """What the original's block numbers depend on: resnets per level, and which up blocks have attentions."""
+
+    layers: int = 2
+    attends_up: frozenset[int] = frozenset({1, 2, 3})
+
+    @classmethod
+    def of(cls, unet: UNet) -> Topology:
+        """From a UNet's config."""
+        return cls(unet.layers_per_block, frozenset(b for b, attends in enumerate(unet.attends_up) if attends))
+
+
+def topology_of(paths: Iterable[str], families: Iterable[Family]) -> Topology:
+    """The topology of diffusers' paths: that of the first family that has them all, else what the indices say."""
+    listed = set(paths)
+    for family in families:
+        for config in family.components.get("unet", ()):
+            if isinstance(config, UNet) and listed <= inventory(config).keys():
+                return Topology.of(config)
+    layers, attends = 0, set()
+    for path in listed:
+        match = _BLOCK.match(path)
+        if match and match[3] in ("resnets", "attentions"):
+            up = match[1] == "up"
+            layers = max(layers, int(match[4]) + (0 if up else 1))
+            attends |= {int(match[2])} if up and match[3] == "attentions" else set()
+    return Topology(max(layers, 1), frozenset(attends))
+
+
+def layers_of(names: Iterable[str]) -> int:
+    """Resnets per level that the original's names (without their prefix) allow: 2 as everywhere, unless an index
+    contradicts it, as in a model with one."""
+    found = [match for match in map(_ORIGINAL.match, names) if match]
+    samplers = {int(m[2]) for m in found if m[1] == "input" and m[4] == "op"}
+    if samplers:
+        return max(min(samplers) - 1, 1)
+    for layers in (2, 1, 3, 4):
+        downs = {int(m[2]) for m in found if m[1] == "input" and int(m[2]) > 0}
+        ups = {int(m[2]) for m in found if m[1] == "output" and m[4] == "conv"}
+        fits_down = all((number - 1) % (layers + 1) < layers for number in downs)
+        fits_up = all(number % (layers + 1) == layers for number in ups)
+        if fits_down and fits_up:
+            return layers
+    return 2
 
 
 def to_original(path: str, *, layers: int = 2, attends_up: Collection[int] = (1, 2, 3)) -> str | None:

@@ -51,7 +51,7 @@ def test_the_embedded_base_whose_blocks_no_family_has_is_read_and_written() -> N
 
 def test_scale_one_and_one_rank_need_no_header() -> None:
     (output,) = DIALECT.write(adapter_of([lora_entry("unet", QUERY, 8, 8)]))
-    assert output.metadata == {"format": "pt"}
+    assert output.metadata == {"format": "pt", "persona.family": "sd1"}
     assert sorted(output.tensors) == [f"unet.{QUERY}.lora_A.weight", f"unet.{QUERY}.lora_B.weight"]
 
 

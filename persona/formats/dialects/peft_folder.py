@@ -1,0 +1,155 @@
+"""PEFT's own folders: `adapter_model.safetensors` with `base_model.model.` keys beside `adapter_config.json`
+(dialects.md §5.5). One folder holds one component; several components are several folders.
+
+Source: huggingface/peft utils/save_and_load.py, tuners/{lora,loha,lokr}/config.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from persona.core.adapters.entry import Adapter, Entry
+from persona.core.adapters.slots import Slots
+from persona.core.host.contracts import Evidence, Output, State, Told
+from persona.core.host.errors import ConversionError, UnreadableFile
+from persona.formats.dialects.entries import StoredScale
+from persona.formats.dialects.lora_config import alpha_from, config_of, matching
+from persona.formats.dialects.metadata import carried
+from persona.formats.dialects.places import prefixed, unprefixed
+from persona.formats.dialects.table import Place, TableDialect, anywhere, spelled
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+READABLE = ("LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT")
+BASE_CLASSES = {
+    "unet": ("UNet2DConditionModel", "diffusers.models.unets.unet_2d_condition"),
+    "transformer": ("FluxTransformer2DModel", "diffusers.models.transformers.transformer_flux"),
+    "text_encoder": ("CLIPTextModel", "transformers.models.clip.modeling_clip"),
+    "text_encoder_2": ("CLIPTextModelWithProjection", "transformers.models.clip.modeling_clip"),
+    "text_encoder_3": ("T5EncoderModel", "transformers.models.t5.modeling_t5"),
+}
+SUFFIXES = {
+    "down": ".lora_A.weight",
+    "up": ".lora_B.weight",
+    "bias": ".lora_B.bias",
+    "magnitude": ".lora_magnitude_vector",
+}
+
+
+def place(module: str) -> Place | None:
+    """`base_model.model.<path>`, perhaps with a component in between."""
+    name = module.removeprefix("base_model.model.")
+    if name == module:
+        return None
+    return prefixed(name) or unprefixed(name)
+
+
+def scales(state: State, told: Told) -> StoredScale:
+    """Alpha from adapter_config.json. Raises UnreadableFile for a method that cannot be read, or whose base was
+    changed at the start (PiSSA and the like, dialects.md §4.1)."""
+    config = told.configs.get(CONFIG, {})
+    check_config(config)
+
+    def scale(component: str, module: str, rank: int) -> tuple[float, str, str] | None:
+        found = alpha_from(config, module)
+        if found is None:
+            return None
+        alpha, mode = found
+        if config.get("peft_type") == "LOKR":  # PEFT divides by its own r even where both factors are whole
+            alpha *= rank / _rank(config, module, rank)
+        return alpha, mode, "config"
+
+    return scale
+
+
+def _rank(config: Mapping[str, Any], module: str, rank: int) -> float:
+    patterns = config.get("rank_pattern") or {}
+    keys = matching(patterns, module)
+    value = patterns[keys[0]] if keys else config.get("r", rank)
+    return float(value) if isinstance(value, int | float) and value > 0 else float(rank)
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuse methods that cannot be read as an adapter of the plain base."""
+    kind = config.get("peft_type", "LORA")
+    if kind not in READABLE:
+        raise UnreadableFile(f"This is a PEFT {kind} adapter; persona reads {', '.join(READABLE)}.")
+    start = config.get("init_lora_weights")
+    changed = ("pissa", "olora", "corda", "loftq", "eva")
+    if isinstance(start, str) and start.split("_")[0].lower() in changed[:4]:
+        raise UnreadableFile(
+            f"init_lora_weights is {start!r}: training changed the base too, so they mean nothing on the plain one.",
+            hint="Save it again in PEFT with path_initial_model_for_weight_conversion.",
+        )
+
+
+TABLE = TableDialect(
+    name="peft",
+    summary="PEFT folders: adapter_model.safetensors and adapter_config.json, one per component",
+    slots=Slots(
+        alpha="config",
+        magnitude=frozenset({"out"}),
+        bias=True,
+        folder=True,
+        containers=("safetensors",),
+    ),
+    places=anywhere(place),
+    spellings=frozenset({"peft", "peft module", "loha", "lokr", "ia3", "oft"}),
+    scales=scales,
+    priority=90,
+)
+
+
+class PeftFolder:
+    """The table above, and the folders it is written as."""
+
+    name, summary, slots, priority = TABLE.name, TABLE.summary, TABLE.slots, TABLE.priority
+    locator, scales = TABLE.locator, staticmethod(scales)
+    families = None
+
+    def detect(self, state: State, siblings: Sequence[str]) -> Evidence:
+        """See Dialect.detect."""
+        return TABLE.detect(state, siblings)
+
+    def read(self, state: State, told: Told) -> Adapter:
+        """See Dialect.read."""
+        return TABLE.read(state, told)
+
+    def write(self, adapter: Adapter) -> Sequence[Output]:
+        """Weights and config for each component, in a folder of its own when there are several."""
+        components = list(dict.fromkeys(entry.component for entry in adapter.entries.values()))
+        outputs = []
+        for component in components:
+            entries = [entry for entry in adapter.entries.values() if entry.component == component]
+            outputs += _folder("" if len(components) == 1 else f"{component}/", component, entries, adapter)
+        if not outputs:
+            raise ConversionError("There is no module to write.")
+        return outputs
+
+
+def _folder(prefix: str, component: str, entries: Sequence[Entry], adapter: Adapter) -> list[Output]:
+    tensors = {}
+    for entry in entries:
+        tensors.update(spelled(entry, f"base_model.model.{entry.path}", SUFFIXES, TABLE.slots, ()))
+    base_class, library = BASE_CLASSES[component]
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "auto_mapping": {"base_model_class": base_class, "parent_library": library},
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        **config_of(entries),
+    }
+    metadata = {k: v for k, v in carried(adapter).items() if k != "lora_adapter_metadata"}
+    return [
+        Output(tensors, {**metadata, "format": "pt"}, prefix + WEIGHTS),
+        Output(name=prefix + CONFIG, document=config),
+    ]
+
+
+DIALECT = PeftFolder()
