@@ -26,9 +26,9 @@ class LossScale:
         self.value = START_SCALE if active else 1.0
         self.good_updates = 0
 
-    def learn(self, overflowed: bool) -> None:
-        """Adjust after an update."""
-        if overflowed:
+    def learn(self, finite: bool) -> None:
+        """Adjust after an update whose gradients were finite, or not."""
+        if not finite:
             self.value, self.good_updates = max(self.value / 2, 1.0), 0
             return
         self.good_updates += 1
@@ -64,28 +64,24 @@ class AdamW:
     def update(self, learning_rates: Sequence[float], max_norm: float) -> tuple[float, bool]:
         """One step; the gradient norm before clipping, and whether the step was skipped for an overflow.
 
-        Clipping as torch.nn.utils.clip_grad_norm_: by max_norm / (norm + 1e-6), none for max_norm 0. Raises
-        TrainingError for gradients that are not finite though nothing is scaled."""
+        Clipping as torch.nn.utils.clip_grad_norm_: by max_norm / (norm + 1e-6), none for max_norm 0. Gradients that
+        are not finite change nothing; that counts as skipped while a loss scale can still be lowered."""
         gradients = [parameter.grad for parameter in self.names.values() if parameter.grad is not None]
         if not gradients:
             raise TrainingError("There are no gradients: update was called before accumulate.")
         scale = self.loss_scale.value
         norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))) / scale
-        overflowed = not math.isfinite(norm)
-        if overflowed and (not self.loss_scale.active or scale == 1.0):
-            self.clear()
-            raise TrainingError("The gradients are not finite.",
-                                hint="Lower --learning-rate, or train in --precision fp32 or bf16.")  # fmt: skip
-        if not overflowed:
+        finite = math.isfinite(norm)
+        if finite:
             factor = min(1.0, max_norm / (norm + 1e-6)) if max_norm > 0 else 1.0
             if factor / scale != 1.0:
                 torch._foreach_mul_(gradients, factor / scale)
             for group, rate in zip(self._adamw.param_groups, learning_rates, strict=True):
                 group["lr"] = float(rate)
             self._adamw.step()
-        self.loss_scale.learn(overflowed)
+        self.loss_scale.learn(finite)
         self.clear()
-        return norm, overflowed
+        return norm, not finite and scale > 1.0
 
     def clear(self) -> None:
         """Forget the gradients."""

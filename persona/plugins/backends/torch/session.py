@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from persona.core.adapters.entry import Adapter, Checkpoint
 from persona.core.host.contracts import Runtime, SampleRequest
-from persona.core.host.errors import ResumeError, TrainingError, UsageError
+from persona.core.host.errors import ResumeError, UsageError
 from persona.core.training.base import Base
 from persona.core.training.batch import Batch
 from persona.core.training.plan import TrainingPlan
@@ -72,9 +73,8 @@ class TorchSession:
             return {key: value.float().cpu().numpy() for key, value in self._text(captions).items()}
 
     def accumulate(self, batch: Batch) -> Array:
-        """Forward and backward of one micro-batch; the unweighted loss per sample, [n] float32.
-
-        Raises TrainingError for a loss that is not finite, and when memory runs out."""
+        """Forward and backward of one micro-batch; the unweighted loss per sample, [n] float32, which may not be
+        finite. Raises TrainingError when memory runs out."""
         self._set_training(True)
         with memory_errors():
             x0, noise, mask = self._tensor(batch.latents), self._tensor(batch.noise), self._tensor(batch.mask)
@@ -88,16 +88,14 @@ class TorchSession:
             self._optimizer.backward((w * losses).sum())
             values: Array = losses.detach().cpu().numpy()
         if not np.isfinite(values).all():
-            self._optimizer.clear()
-            raise TrainingError("The loss is not finite.",
-                                hint="Lower --learning-rate, or train in --precision fp32 or bf16.")  # fmt: skip
+            self._optimizer.clear()  # so that nothing can be made of them; the loop stops, and knows the step
         return values
 
     def update(self, learning_rates: Sequence[float], max_norm: float) -> tuple[float, bool]:
         """One optimizer step; the gradient norm before clipping, and whether it was skipped for an fp16 overflow."""
         with memory_errors():
             norm, skipped = self._optimizer.update(learning_rates, max_norm)
-        if self._averages is not None and not skipped:
+        if self._averages is not None and math.isfinite(norm):
             self._averages.follow()
         return norm, skipped
 
@@ -241,15 +239,15 @@ class TorchSession:
             return self._denoise(noisy, timesteps, given)
 
     def _conditioning(self, batch: Batch) -> dict[str, Tensor]:
-        """What the batch conditions on: captions through the encoders (with gradients when there is something to
-        train in them), or the cached embeddings."""
-        used = self.base.text_encoders if batch.captions else ()
+        """What the batch conditions on: the cached embeddings, or else its captions through the encoders, with
+        gradients where there is something to train in them."""
+        used = () if batch.embeddings else self.base.text_encoders
         self._parking.park(keep=used)
         self._parking.fetch(used)
-        if batch.captions:
-            given = self._text(batch.captions)
-        else:
+        if batch.embeddings:
             given = {key: self._tensor(value) for key, value in batch.embeddings.items()}
+        else:
+            given = self._text(batch.captions)
         if batch.time_ids is not None:
             given["time_ids"] = self._tensor(batch.time_ids)
         return given
