@@ -218,7 +218,8 @@ class TorchSession:
         for name in self.base.text_encoders:
             if self._is_trained(name):
                 encoder: Any = self._components[name]
-                encoder.gradient_checkpointing_enable()
+                enable = getattr(encoder, "activation_checkpointing_enable", None)  # its name from transformers 5.20 on
+                (enable or encoder.gradient_checkpointing_enable)()
 
     # -- computing -------------------------------------------------------------------------------------------------
 
