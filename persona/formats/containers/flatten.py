@@ -19,7 +19,7 @@ from persona.formats.containers.byte_ranges import read_range
 from persona.formats.containers.pickle_values import NumpyScalar, Opaque, Symbol, TextInFile
 
 DEEPEST = 100
-MOST_VALUES = 1_000_000
+MOST_VALUES = 300_000
 LONGEST_NAME = 4_096
 LONGEST_TEXT = 1 << 20
 

@@ -129,7 +129,7 @@ def _text(path: Path, member: Member, order: str, code: str, shape: tuple[int, .
 
 
 def _npy_header(name: str, ref: TensorRef) -> bytes:
-    kind = ref.dtype.str
+    kind = ref.dtype.newbyteorder("<").str
     if kind[1:] not in CODES and ref.dtype.kind != "U":
         raise ConversionError(f"{name} is {ref.dtype}, which numpy's .npz cannot hold.", hint="Use --dtype float32.")
     text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {ref.shape!r}, }}"

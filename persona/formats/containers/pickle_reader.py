@@ -67,7 +67,7 @@ class _Interpreter:
     def run(self) -> Pickled:
         for _ in range(MOST_OPCODES):
             code = self.stream.read(1)
-            if code == b".":
+            if code == b"." and self.stream.tell() <= self.end:
                 if len(self.stack) != 1 or self.marks:
                     self.refuse("the pickle ends with values left over")
                 return Pickled(self.stack[0], self.stream.tell())

@@ -120,7 +120,12 @@ def _find_directory(path: Path, size: int) -> tuple[int, int, int]:
         _refuse(path, "it is cut short, or something follows its end")
     boundary = end_at
     if 0xFFFF in (here, count) or 0xFFFFFFFF in (length, start) or _has_locator(path, end_at):
-        boundary, disk, disk_start, here, count, length, start = _end_64(path, end_at)
+        short = (disk, disk_start, here, count, length, start)
+        boundary, *wide = _end_64(path, end_at)
+        full = (0xFFFF, 0xFFFF, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
+        if any(few not in (many, limit) for few, many, limit in zip(short, wide, full, strict=True)):
+            _refuse(path, "its two directories say different things")
+        disk, disk_start, here, count, length, start = wide
     if disk or disk_start or here != count:
         _refuse(path, "it is one part of several")
     if count > MOST_MEMBERS or length > LARGEST_DIRECTORY:
