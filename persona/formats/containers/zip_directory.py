@@ -47,13 +47,17 @@ def read_directory(path: Path) -> Mapping[str, Member]:
     members: dict[str, Member] = {}
     places: list[tuple[int, int, str]] = []
     position = 0
-    for _ in range(count):
-        entry, header, position = _entry(path, data, position)
-        if entry.name in members:
-            _refuse(path, f"it has two members called {entry.name!r}")
-        member = _member(path, entry, header, start)
-        members[member.name] = member
-        places.append((header, member.offset + member.compressed, member.name))
+    with path.open("rb") as file:
+        for _ in range(count):
+            entry, header, position = _entry(path, data, position)
+            if entry.name in members:
+                _refuse(path, f"it has two members called {entry.name!r}")
+            if header + _LOCAL.size > start:
+                _refuse(path, f"its member {entry.name!r} is not where it says")
+            file.seek(header)
+            member = _member(path, entry, file.read(_LOCAL.size + len(entry.name.encode())), header, start)
+            members[member.name] = member
+            places.append((header, member.offset + member.compressed, member.name))
     if position != length:
         _refuse(path, "its directory has more in it than it says")
     _require_apart(path, sorted(places), start)
@@ -206,15 +210,16 @@ def _safe_name(path: Path, raw: bytes) -> str:
     return name
 
 
-def _member(path: Path, entry: Member, header: int, directory: int) -> Member:
+def _member(path: Path, entry: Member, local: bytes, header: int, directory: int) -> Member:
     """Check the local header against the directory's entry, and find where the bytes begin."""
-    if header + _LOCAL.size > directory:
-        _refuse(path, f"its member {entry.name!r} is not where it says")
-    fields = _LOCAL.unpack(read_range(path, header, _LOCAL.size))
+    if len(local) < _LOCAL.size:
+        _refuse(path, "it is cut short")
+    fields = _LOCAL.unpack_from(local)
     mark, flags, method, crc, compressed, size = fields[0], fields[2], fields[3], *fields[6:9]
     name_length, extra_length = fields[9:11]
-    name = read_range(path, header + _LOCAL.size, name_length)
-    if mark != b"PK\x03\x04" or name != entry.name.encode() or method != entry.method or flags & _FLAG_ENCRYPTED:
+    raw_name = entry.name.encode()
+    same_name = name_length == len(raw_name) and local[_LOCAL.size :] == raw_name
+    if mark != b"PK\x03\x04" or not same_name or method != entry.method or flags & _FLAG_ENCRYPTED:
         _refuse(path, f"its member {entry.name!r} is called otherwise in its own header")
     sizes_follow = flags & _FLAG_DESCRIPTOR or 0xFFFFFFFF in (compressed, size)
     if not sizes_follow and (crc, compressed, size) != (entry.crc, entry.compressed, entry.size):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import resource
 import subprocess
@@ -34,7 +35,8 @@ SEEDS = [
     "paddle/ti-multi3/expected.npz",
 ]
 CONTENT = {name: (FIXTURES / name).read_bytes() for name in SEEDS}
-MANY = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = int(os.environ.get("PERSONA_FUZZ_EXAMPLES", "250"))  # a longer hunt: PERSONA_FUZZ_EXAMPLES=20000 pytest …
+MANY = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def survives(data: bytes) -> None:
