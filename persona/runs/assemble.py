@@ -45,7 +45,7 @@ def assemble(host: Host, words: Sequence[str], typed: Mapping[str, Any], *, defa
     file = None
     if typed.get("resume_path"):
         run = RunFolder(Path(typed["resume_path"]))
-        run.plan()  # says in words when the folder is no run
+        run.check()
         file = run.recipe
     elif words and "=" not in words[0]:
         file = Path(words.pop(0))

@@ -28,10 +28,10 @@ def write_adapter(adapter: Adapter, path: Path, words: Mapping[str, str]) -> Pat
     from persona.api import save
 
     adapter.metadata.update(words)
-    temporary = path.with_name(f".{path.name}")
-    temporary.unlink(missing_ok=True)
-    save(adapter, temporary.with_suffix(".new.safetensors"), to="diffusers")
-    temporary.with_suffix(".new.safetensors").replace(path)
+    temporary = path.with_name(".adapter.new.safetensors")
+    temporary.unlink(missing_ok=True)  # what a kill may have left
+    save(adapter, temporary, to="diffusers")
+    temporary.replace(path)
     return path
 
 

@@ -72,6 +72,15 @@ def save_picture(picture: Image.Image, path: Path, words: dict[str, str] | None 
     write_atomically(path, buffer.getvalue())
 
 
+def _sample(path: Path, prompt: str) -> Image.Image:
+    """A sampled picture; an empty one when this step sampled another prompt, as after a resume with new ones."""
+    if path.is_file():
+        picture = Image.open(path)
+        if picture.info.get("prompt", prompt) == prompt:
+            return picture
+    return Image.new("RGB", (64, 64), PAPER)
+
+
 def run_sheet(samples: Path, prompts: Sequence[str], references: Sequence[Path]) -> Image.Image | None:
     """The sheet of a run: rows = prompts, columns = steps, reference pictures beside. None without samples."""
     folders = sorted(samples.glob("step-*"))
@@ -80,6 +89,8 @@ def run_sheet(samples: Path, prompts: Sequence[str], references: Sequence[Path])
     steps = [int(folder.name.removeprefix("step-")) for folder in folders]
     names = ["before" if step == 0 else f"step {step}" for step in steps]
     names[-1] = f"after {steps[-1]} steps" if steps[-1] else names[-1]
-    rows = [[Image.open(folder / f"{number:02d}.png") for folder in folders] for number in range(len(prompts))]
+    rows = [
+        [_sample(folder / f"{number:02d}.png", prompt) for folder in folders] for number, prompt in enumerate(prompts)
+    ]
     pictures = [Image.open(path) for path in references[:5]]
     return draw_sheet(rows, list(prompts), names, beside=pictures, beside_name="references")

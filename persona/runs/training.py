@@ -16,10 +16,12 @@ from PIL import Image
 
 from persona import __version__
 from persona.core.host.contracts import Runtime, SampleRequest, Session
-from persona.core.host.errors import Interrupted, ResumeError, TrainingError
+from persona.core.host.errors import Interrupted, NotFinite, ResumeError, TrainingError
 from persona.core.host.host import Host
 from persona.core.training.base import Base
-from persona.core.training.events import CheckpointSaved, Emit, Note, Sampled, Stage, StepDone
+from persona.core.training.buckets import time_ids
+from persona.core.training.decode import fit_picture
+from persona.core.training.events import CheckpointSaved, Emit, Event, Note, Sampled, Stage, StepDone
 from persona.core.training.loop import Ingredients, all_views, caption_set, take_step
 from persona.core.training.plan import NewTokens, Picture, TrainingPlan
 from persona.core.training.priors import fill_stream
@@ -28,14 +30,17 @@ from persona.core.training.run import (
     checkpoints,
     clear_disk_errors,
     load_checkpoint,
+    load_step,
     new_run,
     save_checkpoint,
+    sole_writer,
     write_atomically,
     write_facts,
     write_plan,
 )
 from persona.core.training.schedule import NoiseSchedule
-from persona.core.training.views import MomentCache, View, view_key
+from persona.core.training.settings import TrainSettings
+from persona.core.training.views import MomentCache, View, size_of, view_key
 from persona.hub.bases import cache_folder, open_base
 from persona.runs.backends import choose_backend
 from persona.runs.pictures import load_pixels, masks_of, scan_folder
@@ -44,6 +49,8 @@ from persona.runs.recipe import Recipe, recipe_text
 from persona.runs.sheet import run_sheet, save_picture
 
 Stop = Callable[[], bool]
+STEADY = ("constant", "constant_with_warmup")
+"""Learning-rate schedules that do not depend on how many steps there will be."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +74,20 @@ def prepare(recipe: Recipe, host: Host) -> Prepared:
     base = open_base(recipe.base)
     method = host.load("method", recipe.method)()
     pictures, notes = scan_folder(Path(recipe.data))
+    pictures = tuple(as_told(picture, recipe.settings) for picture in pictures)
     plan: TrainingPlan = method.plan(recipe.options, recipe.settings, base, pictures)
     own: dict[str, tuple[Picture, ...]] = {}
     for stream in plan.streams:
         if stream.generated and stream.generated.folder:
             own[stream.name], more = scan_folder(Path(stream.generated.folder))
             notes += more
-    return Prepared(recipe, base, plan, own, tuple(notes))
+    return Prepared(recipe, base, plan, own, (*notes, *plan.notes))
+
+
+def as_told(picture: Picture, settings: TrainSettings) -> Picture:
+    """A picture with what the settings say of all: repeats, and its own transparency as its mask."""
+    mask = picture.mask or (picture.path if settings.alpha_mask else None)
+    return dataclasses.replace(picture, repeats=picture.repeats * settings.repeats, mask=mask)
 
 
 def start(recipe: Recipe, host: Host, *, emit: Emit, stop: Stop) -> RunFolder:
@@ -86,7 +100,8 @@ def start(recipe: Recipe, host: Host, *, emit: Emit, stop: Stop) -> RunFolder:
         write_plan(run, ready.plan)
         write_facts(run, facts_of(ready, backend.name))
     emit(Note(f"run: {run.path}"))
-    execute(run, ready, backend, host, done=0, state=None, emit=emit, stop=stop)
+    with sole_writer(run):
+        execute(run, ready, backend, host, done=0, state=None, emit=emit, stop=stop)
     return run
 
 
@@ -94,9 +109,17 @@ def resume(run: RunFolder, recipe: Recipe, host: Host, *, allow_change: bool, em
     """Go on with a run exactly where its last checkpoint is; `recipe` is its own with what was typed again now.
 
     Raises ResumeError, naming the differences, when data, base or options are not what they were."""
+    run.check()
     ready = prepare(recipe, host)
-    facts = run.facts()
-    differences = differences_of(run.plan(), ready.plan)
+    with sole_writer(run):
+        _resume(run, ready, host, allow_change=allow_change, emit=emit, stop=stop)
+    return run
+
+
+def _resume(run: RunFolder, ready: Prepared, host: Host, *, allow_change: bool, emit: Emit, stop: Stop) -> None:
+    facts, recipe = run.facts(), ready.recipe
+    before = run.plan() if run.plan_file.is_file() else None  # a kill in the first moment leaves a recipe alone
+    differences = differences_of(before, ready.plan) if before else []
     if facts.get("base_hash") not in (None, ready.base.hash):
         differences.append(f"base {facts.get('base')}: digest {facts['base_hash'][:12]} is now {ready.base.hash[:12]}")
     if differences and not allow_change:
@@ -104,19 +127,28 @@ def resume(run: RunFolder, recipe: Recipe, host: Host, *, allow_change: bool, em
             f"{run.path} was started with something else: " + "; ".join(differences[:5]) + ".",
             hint="Go back to what it was, or accept the change: --allow-change",
         )
+    for difference in differences:
+        emit(Note(f"changed: {difference}"))
     saved = checkpoints(run)
     done, state = load_checkpoint(saved[-1]) if saved else (0, None)
-    if done >= ready.plan.steps and run.product:
-        raise ResumeError(
-            f"{run.path} is finished: {done} of {ready.plan.steps} steps, the product is {run.product}.",
-            hint=f"Train it further: persona train --resume {run.path} --steps {done + 100}",
+    further = f"Train it further: persona train --resume {run.path} --steps {done + 100}"
+    if done == ready.plan.steps and run.product:
+        raise ResumeError(f"{run.path} is finished: {done} steps, the product is {run.product}.", hint=further)
+    if done > ready.plan.steps:
+        raise ResumeError(f"{run.path} has made {done} steps already, more than {ready.plan.steps}.", hint=further)
+    if before and before.steps != ready.plan.steps and ready.plan.optimizer.schedule not in STEADY:
+        emit(
+            Note(
+                f"the learning-rate schedule {ready.plan.optimizer.schedule} is now spread over {ready.plan.steps} "
+                f"steps, not {before.steps}: the steps made so far were at other rates"
+            )
         )
     backend = choose_backend(host, recipe.backend)
     write_atomically(run.recipe, recipe_text(recipe).encode())
     write_facts(run, {**facts, **facts_of(ready, backend.name), "started": facts.get("started", "")})
     emit(Note(f"run: {run.path}, going on at step {done}"))
-    execute(run, ready, backend, host, done=done, state=state, emit=emit, stop=stop)
-    return run
+    known = None if allow_change else before
+    execute(run, ready, backend, host, done=done, state=state, emit=emit, stop=stop, known=known)
 
 
 def execute(
@@ -129,18 +161,21 @@ def execute(
     state: Mapping[str, Any] | None,
     emit: Emit,
     stop: Stop,
+    known: TrainingPlan | None = None,
 ) -> None:
-    """Open the session, make priors and caches, train, write the product."""
+    """Open the session, make priors and caches, train, write the product. `known` is the plan the run was started
+    with, whose pictures have to be the same."""
     recipe, base = ready.recipe, ready.base
     runtime = Runtime(recipe.device, recipe.settings.precision, recipe.settings.gradient_checkpointing)
-    emit(Stage("loading the base"))
+    prepare_emit = _unless_stopped(emit, stop, run)
+    prepare_emit(Stage("loading the base"))
     session: Session = backend.open(base, ready.plan, runtime)
     try:
-        plan = with_class_pictures(ready, session, emit)
-        if done:
-            _check_pictures(run.plan(), plan)
+        plan = with_class_pictures(ready, session, prepare_emit)
+        if known is not None and done:
+            _check_pictures(known, plan)
         write_plan(run, plan)
-        given = ingredients(run, plan, base, session, emit)
+        given = ingredients(run, plan, base, session, prepare_emit)
         if state is not None:
             session.load_state(state)
         train(run, plan, given, session, host, recipe, ready.prompts, done=done, emit=emit, stop=stop)
@@ -148,7 +183,8 @@ def execute(
         product = write_product(session.product(), run, base, words)
     finally:
         session.close()
-    sheet = run_sheet(run.samples, ready.prompts, [Path(picture.path) for picture in plan.streams[0].pictures])
+    references = [Path(picture.path) for picture in plan.streams[0].pictures]
+    sheet = run_sheet(run.samples, ready.prompts, [path for path in references if path.is_file()])
     if sheet is not None:
         save_picture(sheet, run.path / "sheet.png")
     for complaint in host.announce("persona_run_finished", run=run.path, product=product):
@@ -177,23 +213,28 @@ def train(
     sampled_at = sample_steps(settings.sample_every, plan.steps)
     _announce(host, emit, "persona_run_started", run=run.path, settings=dataclasses.asdict(settings))
     try:
-        if done == 0:
-            sample(run, 0, session, plan, prompts, recipe, host, emit)
+        if (done == 0 or done in sampled_at) and not _is_sampled(run, done, prompts):
+            sample(run, done, session, plan, prompts, recipe, host, emit)
         for update in range(done, plan.steps):
+            step = update + 1
             try:
                 values = take_step(plan, given, session, update)
             except TrainingError as error:
-                raise _with_last_checkpoint(error, run) from error
-            step = update + 1
-            for tracker in trackers:
-                tracker.log(step, values)
+                _set_aside(error, run, step - 1)
+                raise _with_last_checkpoint(error, run, step, plan) from error
+            with clear_disk_errors(run.metrics):
+                for tracker in trackers:
+                    tracker.log(step, values)
             emit(StepDone(step, plan.steps, values))
             _announce(host, emit, "persona_step_done", run=run.path, step=step, values=values)
             stopped = stop()
             if step in sampled_at and not stopped:
                 sample(run, step, session, plan, prompts, recipe, host, emit)
             if stopped or step == plan.steps or (settings.save_every and step % settings.save_every == 0):
-                path = save_checkpoint(run, step, session.state(), keep_last=settings.keep_last)
+                try:
+                    path = save_checkpoint(run, step, session.state(), keep_last=settings.keep_last)
+                except NotFinite as error:
+                    raise _with_last_checkpoint(error, run, step, plan) from error
                 emit(CheckpointSaved(step, str(path)))
                 _announce(host, emit, "persona_checkpoint_saved", run=run.path, step=step, checkpoint=path)
             if stopped and step < plan.steps:
@@ -238,6 +279,25 @@ def sample(
         paths.append(path)
     emit(Sampled(step, tuple(str(path) for path in paths)))
     _announce(host, emit, "persona_sampled", run=run.path, step=step, pictures=paths)
+
+
+def _is_sampled(run: RunFolder, step: int, prompts: tuple[str, ...]) -> bool:
+    folder = run.samples / f"step-{step:06d}"
+    return all((folder / f"{number:02d}.png").is_file() for number in range(len(prompts)))
+
+
+def _unless_stopped(emit: Emit, stop: Stop, run: RunFolder) -> Emit:
+    """`emit` for what comes before the first step, where nothing has to be finished: an interrupt ends it at once."""
+
+    def check(event: Event) -> None:
+        emit(event)
+        if stop():
+            raise Interrupted(
+                "Stopped before the first step; what was made so far is kept.",
+                hint=f"Go on with: persona train --resume {run.path}",
+            )
+
+    return check
 
 
 def with_class_pictures(ready: Prepared, session: Session, emit: Emit) -> TrainingPlan:
@@ -286,7 +346,7 @@ def ingredients(run: RunFolder, plan: TrainingPlan, base: Base, session: Session
         moments=lambda number, view: cache[keys[number, view]],
         vae=base.components["vae"],
         embeddings={} if trains_text(plan, base) else encoded_captions(plan, session, emit),
-        time_ids=time_ids(plan, base),
+        time_ids=time_ids_of(plan, base),
         masks=masks_of(plan, base.latent_factor),
     )
 
@@ -309,11 +369,20 @@ def encoded_captions(plan: TrainingPlan, session: Session, emit: Emit) -> dict[s
     return found
 
 
-def time_ids(plan: TrainingPlan, base: Base) -> Any:
-    """SDXL's micro-conditioning [6]: original size, crop corner, target size (arXiv 2307.01952 §2.2), or None."""
+def time_ids_of(plan: TrainingPlan, base: Base) -> Callable[[int, View], Any] | None:
+    """SDXL's micro-conditioning of a view [6]: original size, crop corner, target size (arXiv 2307.01952 §2.2); None
+    for a base that has none."""
     if base.components[base.denoiser].get("addition_embed_type") != "text_time":
         return None
-    return np.array([plan.height, plan.width, 0, 0, plan.height, plan.width], np.float32)
+
+    def of_view(number: int, view: View) -> Any:
+        picture = plan.streams[number].pictures[view.picture]
+        size = size_of(picture, plan)
+        original = size if picture.size == (0, 0) else picture.size
+        made = fit_picture(picture, original, size, crop=None if plan.center_crop else view.crop, seed=plan.seed)
+        return np.array(time_ids(made), np.float32)
+
+    return of_view
 
 
 def sample_steps(every: int, steps: int) -> set[int]:
@@ -380,6 +449,7 @@ def differences_of(before: TrainingPlan, now: TrainingPlan) -> list[str]:
 def _comparable(plan: TrainingPlan) -> dict[str, Any]:
     document = dataclasses.asdict(plan)
     document.pop("steps")
+    document.pop("notes")
     for stream in document["streams"]:
         if stream["generated"]:
             stream["pictures"] = []
@@ -418,12 +488,28 @@ def _check_pictures(before: TrainingPlan, now: TrainingPlan) -> None:
             )
 
 
-def _with_last_checkpoint(error: TrainingError, run: RunFolder) -> TrainingError:
+def _set_aside(error: TrainingError, run: RunFolder, step: int) -> None:
+    """What the very next step could not use is no good checkpoint: going on from it would end in the same way."""
     saved = checkpoints(run)
-    kept = f" The last good checkpoint is kept: {saved[-1]}." if saved else " No checkpoint was saved yet."
-    return TrainingError(
-        f"{error.message}{kept}", hint=error.hint or "Lower it: --learning-rate, or use --precision fp32"
+    if isinstance(error, NotFinite) and saved and load_step(saved[-1]) == step:
+        saved[-1].rename(saved[-1].with_name(f"unusable-{saved[-1].name}"))
+
+
+def _with_last_checkpoint(error: TrainingError, run: RunFolder, step: int, plan: TrainingPlan) -> TrainingError:
+    """The error with its step, what is kept, and the line that goes on from there."""
+    saved = checkpoints(run)
+    kept = (
+        f" The last good checkpoint is kept: {saved[-1]}."
+        if saved
+        else " There is no checkpoint before it; the run would begin again."
     )
+    hint = error.hint
+    if isinstance(error, NotFinite):
+        rate = f"--learning-rate {min(plan.trains[0].learning_rate / 10, 1e-4):g}"
+        hint = f"Go on with a lower one: persona train --resume {run.path} {rate} --allow-change"
+        if plan.precision != "fp32":
+            hint += ", or take --precision fp32"
+    return type(error)(f"Step {step} of {plan.steps}: {error.message}{kept}", hint=hint)
 
 
 def _announce(host: Host, emit: Emit, event: str, **values: Any) -> None:

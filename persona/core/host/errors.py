@@ -55,6 +55,10 @@ class TrainingError(PersonaError):
     """A run cannot start or go on: not finite, out of memory, disk full."""
 
 
+class NotFinite(TrainingError):
+    """A loss, gradient or weight is infinite or not a number: the run has come apart."""
+
+
 class ResumeError(PersonaError):
     """A checkpoint does not belong to this run as it is asked for now."""
 

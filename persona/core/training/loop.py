@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persona.core.host.errors import TrainingError
+from persona.core.host.errors import NotFinite
 from persona.core.training.batch import Batch
 from persona.core.training.learning_rate import multiplier
 from persona.core.training.noise import normals
-from persona.core.training.order import caption_choices, caption_dropped, order
+from persona.core.training.order import bucket_batch, caption_choices, caption_dropped, order, shuffle_tags
 from persona.core.training.plan import Stream, TrainingPlan
 from persona.core.training.schedule import NoiseSchedule
-from persona.core.training.views import View, draw_latents, views_of
+from persona.core.training.views import View, draw_latents, repeats_of, sizes_of, views_of
 
 if TYPE_CHECKING:
     from persona.core.host.contracts import Session
@@ -31,15 +31,15 @@ SLOTS_PER_STREAM = 1 << 20
 @dataclass(frozen=True)
 class Ingredients:
     """What the loop needs beside plan and session. `moments[stream][view]` are [2, c, h, w] arrays; `embeddings` maps
-    captions to conditioning arrays (empty when a text encoder is trained); `vae` is the VAE's config; `time_ids` [6]
-    for SDXL."""
+    captions to conditioning arrays (empty when a text encoder is trained); `vae` is the VAE's config; `time_ids` gives
+    SDXL's size conditioning [6] of a view; `masks` its mask [1, h, w]."""
 
     schedule: NoiseSchedule
     views: tuple[tuple[View, ...], ...]
     moments: Callable[[int, View], Array]
     vae: Mapping[str, Any]
     embeddings: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
-    time_ids: Array | None = None
+    time_ids: Callable[[int, View], Array] | None = None
     masks: Callable[[int, View], Array | None] | None = None
 
 
@@ -49,22 +49,35 @@ def all_views(plan: TrainingPlan) -> tuple[tuple[View, ...], ...]:
 
 
 def micro_batches(plan: TrainingPlan, given: Ingredients, update: int) -> Iterator[tuple[Batch, tuple[str, ...]]]:
-    """The micro-batches of one optimizer step, with the stream name of each sample."""
+    """The micro-batches of one optimizer step, with the stream name of each sample. Streams that are at different
+    sizes (aspect buckets) come one after the other: a batch has one size."""
     for micro in range(plan.accumulation):
-        parts = [_part(plan, given, update, micro, number) for number in range(len(plan.streams))]
-        names = tuple(stream.name for stream, part in zip(plan.streams, parts, strict=True) for _ in range(len(part)))
-        yield _join(parts), names
+        together: dict[tuple[int, ...], list[tuple[str, Batch]]] = {}
+        for number, stream in enumerate(plan.streams):
+            part = _part(plan, given, update, micro, number)
+            together.setdefault(part.latents.shape[1:], []).append((stream.name, part))
+        for parts in together.values():
+            yield _join([part for _, part in parts]), tuple(name for name, part in parts for _ in range(len(part)))
+
+
+def _chosen(plan: TrainingPlan, stream: Stream, views: Sequence[View], update: int, micro: int) -> list[View]:
+    """The views that a micro-batch of an update uses, at most batch × share of them."""
+    each = plan.batch * stream.share
+    repeats = repeats_of(stream, views)
+    if plan.buckets:
+        number = update * plan.accumulation + micro
+        row = bucket_batch(plan.seed, stream.name, sizes_of(stream, views, plan), repeats, each, number)
+        return [views[index] for index in row]
+    row = order(plan.seed, stream.name, len(views), update, each * plan.accumulation, repeats)
+    return [views[index] for index in row[micro * each : (micro + 1) * each]]
 
 
 def _part(plan: TrainingPlan, given: Ingredients, update: int, micro: int, number: int) -> Batch:
-    stream, views = plan.streams[number], given.views[number]
+    stream = plan.streams[number]
+    chosen = _chosen(plan, stream, given.views[number], update, micro)
     each = plan.batch * stream.share
-    positions = np.arange(micro * each, (micro + 1) * each)
-    slots = [number * SLOTS_PER_STREAM + int(position) for position in positions]
+    slots = [number * SLOTS_PER_STREAM + micro * each + place for place in range(len(chosen))]
     per_update = each * plan.accumulation
-    repeats = [stream.pictures[view.picture].repeats for view in views]
-    row = order(plan.seed, stream.name, len(views), update, per_update, repeats)
-    chosen = [views[index] for index in row[positions]]
     captions = _captions(plan, update, slots, [stream.pictures[view.picture].captions for view in chosen])
     moments = [given.moments(number, view) for view in chosen]
     shape = moments[0].shape[1:]
@@ -75,7 +88,7 @@ def _part(plan: TrainingPlan, given: Ingredients, update: int, micro: int, numbe
         noise = noise + np.float32(plan.loss.noise_offset) * offset
     timesteps = given.schedule.draw_timesteps(plan.seed, update, slots)
     a, s, p, q = given.schedule.coefficients(timesteps)
-    w = np.full(each, stream.weight / per_update)
+    w = np.full(len(chosen), stream.weight / per_update)
     if plan.loss.min_snr_gamma is not None:
         w = w * given.schedule.min_snr_weight(timesteps, plan.loss.min_snr_gamma)
     masks = [given.masks(number, view) for view in chosen] if given.masks else []
@@ -90,7 +103,7 @@ def _part(plan: TrainingPlan, given: Ingredients, update: int, micro: int, numbe
         w=w.astype(np.float32),
         captions=captions,
         embeddings=_embeddings(given.embeddings, captions),
-        time_ids=None if given.time_ids is None else np.tile(given.time_ids, (each, 1)),
+        time_ids=None if given.time_ids is None else np.stack([given.time_ids(number, view) for view in chosen]),
         mask=np.stack([np.ones((1, *shape[1:]), np.float32) if mask is None else mask for mask in masks])
         if any(mask is not None for mask in masks)
         else None,
@@ -102,7 +115,11 @@ def _captions(
 ) -> tuple[str, ...]:
     which = caption_choices(plan.seed, update, slots, [len(captions) for captions in offered])
     dropped = caption_dropped(plan.seed, update, slots, plan.caption_dropout)
-    return tuple("" if drop else captions[index] for captions, index, drop in zip(offered, which, dropped, strict=True))
+    drawn = ["" if drop else captions[index] for captions, index, drop in zip(offered, which, dropped, strict=True)]
+    if plan.shuffle_tags:
+        pairs = zip(drawn, slots, strict=True)
+        drawn = [shuffle_tags(text, plan.seed, update, slot, keep=plan.keep_tags) for text, slot in pairs]
+    return tuple(drawn)
 
 
 def _embeddings(cached: Mapping[str, Mapping[str, Array]], captions: Sequence[str]) -> dict[str, Array]:
@@ -135,19 +152,22 @@ def _mask_of(part: Batch) -> Array:
 
 def learning_rates(plan: TrainingPlan, update: int) -> list[float]:
     """One learning rate per trained part for the optimizer step `update` (the first is 0)."""
-    factor = multiplier(plan.optimizer.schedule, update, warmup=plan.optimizer.warmup, total=plan.steps)
+    told = plan.optimizer
+    factor = multiplier(
+        told.schedule, update, warmup=told.warmup, total=plan.steps, cycles=told.cycles, power=told.power
+    )
     return [trained.learning_rate * factor for trained in plan.trains]
 
 
 def take_step(plan: TrainingPlan, given: Ingredients, session: Session, update: int) -> dict[str, float]:
-    """One optimizer step; returns its figures. Raises TrainingError when the loss or the gradient is not finite; the
+    """One optimizer step; returns its figures. Raises NotFinite when the loss or the gradient is not finite; the
     weights are then what they were before the step, unless the gradient alone was not finite."""
     begun = time.perf_counter()
     total, per_stream = 0.0, {stream.name: [0.0, 0] for stream in plan.streams}
     for batch, names in micro_batches(plan, given, update):
         losses = np.asarray(session.accumulate(batch), np.float64)
         if not np.isfinite(losses).all():
-            raise TrainingError(_not_finite("loss", update, plan))
+            raise NotFinite(_not_finite("loss", plan))
         total += float((losses * batch.w).sum())
         for name, loss in zip(names, losses, strict=True):
             per_stream[name][0] += float(loss)
@@ -155,7 +175,7 @@ def take_step(plan: TrainingPlan, given: Ingredients, session: Session, update: 
     rates = learning_rates(plan, update)
     norm, skipped = session.update(rates, plan.optimizer.max_grad_norm)
     if not math.isfinite(norm) and not skipped:
-        raise TrainingError(_not_finite("gradient", update, plan))
+        raise NotFinite(_not_finite("gradient", plan))
     values = {"loss": total, "learning_rate": rates[0], "grad_norm": float(norm)}
     if len(per_stream) > 1:
         values |= {f"loss_{name}": summed / count for name, (summed, count) in per_stream.items()}
@@ -165,9 +185,9 @@ def take_step(plan: TrainingPlan, given: Ingredients, session: Session, update: 
     return values
 
 
-def _not_finite(what: str, update: int, plan: TrainingPlan) -> str:
+def _not_finite(what: str, plan: TrainingPlan) -> str:
     rates = ", ".join(f"{trained.learning_rate:g}" for trained in plan.trains)
-    return f"The {what} is not finite at step {update + 1} (learning rate {rates}, precision {plan.precision})."
+    return f"The {what} is not finite (learning rate {rates}, precision {plan.precision})."
 
 
 def caption_set(streams: Sequence[Stream], with_empty: bool) -> list[str]:

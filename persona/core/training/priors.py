@@ -34,9 +34,17 @@ def class_picture_folder(generated: Generated, base: Base, plan: TrainingPlan, c
         "sampler": generated.sampler,
         "size": [plan.width, plan.height],
         "seed": plan.seed,
+        "precision": plan.precision,
     }
     name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:24]
     return cache / "class-pictures" / name
+
+
+def class_picture_file(number: int, wanted: int) -> str:
+    """The file of class picture `number` when `wanted` are made. Pictures are made in blocks of PICTURES_AT_ONCE; the
+    last, smaller block has its size in its names, because a batch of another size may give other last bits."""
+    size = min(PICTURES_AT_ONCE, wanted - number // PICTURES_AT_ONCE * PICTURES_AT_ONCE)
+    return f"{number:05d}.png" if size == PICTURES_AT_ONCE else f"{number:05d}-of-{size}.png"
 
 
 def class_picture_seed(plan: TrainingPlan, number: int) -> int:
@@ -80,18 +88,20 @@ def fill_stream(
     kept = [dataclasses.replace(picture, captions=picture.captions or (generated.prompt,)) for picture in own]
     wanted = max(0, generated.count - len(kept))
     folder = class_picture_folder(generated, base, plan, cache)
-    missing = [number for number in range(wanted) if not (folder / f"{number:05d}.png").is_file()]
-    for start in range(0, len(missing), PICTURES_AT_ONCE):
-        report(wanted - len(missing) + start, wanted)
-        numbers = missing[start : start + PICTURES_AT_ONCE]
+    files = [folder / class_picture_file(number, wanted) for number in range(wanted)]
+    for start in range(0, wanted, PICTURES_AT_ONCE):
+        numbers = range(start, min(wanted, start + PICTURES_AT_ONCE))
+        if all(files[number].is_file() for number in numbers):
+            continue
+        report(start, wanted)
+        # The whole block again, though a kill may have left some of it: the same batch gives the same bits.
         for number, pixels in zip(numbers, session.sample(request_for(generated, plan, numbers)), strict=True):
             buffer = io.BytesIO()
             Image.fromarray(pixels).save(buffer, format="PNG")
-            write_atomically(folder / f"{number:05d}.png", buffer.getvalue())
+            write_atomically(files[number], buffer.getvalue(), elsewhere="export PERSONA_CACHE=FOLDER")
     report(wanted, wanted)
-    return dataclasses.replace(stream, pictures=(*kept, *(_picture(folder, generated, n) for n in range(wanted))))
+    return dataclasses.replace(stream, pictures=(*kept, *(_picture(file, generated) for file in files)))
 
 
-def _picture(folder: Path, generated: Generated, number: int) -> Picture:
-    file = folder / f"{number:05d}.png"
+def _picture(file: Path, generated: Generated) -> Picture:
     return Picture(str(file), (generated.prompt,), sha256=hashlib.sha256(file.read_bytes()).hexdigest())

@@ -18,6 +18,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,7 +27,15 @@ from typing import Any
 
 import numpy as np
 
-from persona.core.host.errors import OutputExists, PersonaError, ResumeError, TrainingError
+from persona.core.host.errors import (
+    NotFinite,
+    OutputExists,
+    PersonaError,
+    ResumeError,
+    TrainingError,
+    UnwritableOutput,
+    closest,
+)
 from persona.core.training.plan import TrainingPlan, plan_from_json, plan_to_json
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -88,12 +97,16 @@ class RunFolder:
         try:
             return plan_from_json(self.plan_file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise ResumeError(
-                f"{self.path} is not a run: it has no {self.plan_file.name}.",
-                hint="Name the folder that persona train printed, for example: --resume runs/dreambooth-001",
-            ) from error
+            raise ResumeError(f"{self.path} has no {self.plan_file.name}.", hint=_name_a_run(self.path)) from error
         except (ValueError, TypeError, KeyError) as error:
             raise ResumeError(f"{self.plan_file} cannot be read: {error}") from error
+
+    def check(self) -> None:
+        """Raises ResumeError when this folder is no run."""
+        if not self.path.is_dir():
+            raise ResumeError(f"There is no run {self.path}.", hint=_name_a_run(self.path))
+        if not self.recipe.is_file():
+            raise ResumeError(f"{self.path} is not a run: it has no recipe.yaml.", hint=_name_a_run(self.path))
 
     def facts(self) -> dict[str, Any]:
         """environment.json as data; empty when it is missing."""
@@ -104,15 +117,27 @@ class RunFolder:
             return {}
 
 
+def _name_a_run(path: Path) -> str:
+    """The line to type when `path` is no run: the nearest run that is there, else what a run looks like."""
+    around = [folder.parent for root in (path, path.parent, Path("runs")) for folder in root.glob("*/recipe.yaml")]
+    near = closest(path.name, [folder.name for folder in around], count=1)
+    found = next((folder for folder in around if near and folder.name == near[0]), around[-1] if around else None)
+    return f"Did you mean --resume {found}?" if found else "Name the folder that persona train printed: --resume FOLDER"
+
+
 def new_run(wanted: Path | None, parent: Path, name: str) -> RunFolder:
     """Make a run's folder: `wanted` (must not hold anything yet), or the next free `parent/name-NNN`."""
     with clear_disk_errors(wanted or parent):
         if wanted is not None:
-            if wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
+            if wanted.is_dir() and any(not path.name.startswith(".") for path in wanted.iterdir()):
                 raise OutputExists(
                     f"{wanted} is there already and not empty.",
-                    hint=f"Go on with it (--resume {wanted}) or choose another --output",
+                    hint=f"Go on with it: persona train --resume {wanted}"
+                    if RunFolder(wanted).recipe.is_file()
+                    else "Choose another folder: --output FOLDER",
                 )
+            if os.path.lexists(wanted) and not wanted.is_dir():
+                raise OutputExists(f"{wanted} is a file.", hint="Choose another folder: --output FOLDER")
             wanted.mkdir(parents=True, exist_ok=True)
             return RunFolder(wanted)
         parent.mkdir(parents=True, exist_ok=True)
@@ -127,29 +152,74 @@ def new_run(wanted: Path | None, parent: Path, name: str) -> RunFolder:
 
 
 @contextlib.contextmanager
-def clear_disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk, a read-only folder and the like into one clear line."""
+def sole_writer(run: RunFolder) -> Iterator[None]:
+    """Hold the run for this process, and clear away what killed ones left half-written.
+
+    Raises TrainingError when another process is training it. Where files cannot be locked, nobody is kept out."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with clear_disk_errors(run.path):
+        lock = os.open(run.path / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingError(
+                f"{run.path} is being trained by another process.", hint="Wait for it, or stop it with Ctrl-C there"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        _clear_leftovers(run)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _clear_leftovers(run: RunFolder) -> None:
+    for folder in (run.path, run.checkpoints, run.path / "cache", *run.samples.glob("step-*")):
+        for path in folder.glob(".*") if folder.is_dir() else ():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != ".lock":
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def clear_disk_errors(path: Path, *, elsewhere: str = "--output FOLDER") -> Iterator[None]:
+    """Turn a full disk, a read-only folder and the like into one clear line; `elsewhere` is what to type to write to
+    another place."""
     try:
         yield
     except OSError as error:
         if isinstance(error, PersonaError):
             raise
-        place = error.filename or path
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TrainingError(
-                f"The disk is full: {place} could not be written. What was saved before is whole.",
-                hint="Make room, then go on with: persona train --resume RUN",
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise TrainingError(
-                f"{place} cannot be written: {error.strerror}.", hint="Choose a folder of your own: --output FOLDER"
-            ) from error
-        raise
+        raise _in_words(error, path, elsewhere) from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file of a run by `content`, whole or not at all."""
-    with clear_disk_errors(path):
+_FULL = {
+    errno.ENOSPC: "The disk is full",
+    errno.EDQUOT: "Your disk quota is used up",
+    errno.EFBIG: "The disk takes no file as large as this",
+}
+
+
+def _in_words(error: OSError, path: Path, elsewhere: str) -> UnwritableOutput:
+    if error.errno in _FULL:
+        run = next((folder for folder in (path, *path.parents) if RunFolder(folder).recipe.is_file()), None)
+        kept = " What was saved before is whole." if run else ""
+        then = f"go on with: persona train --resume {run}" if run else "type the same again"
+        return UnwritableOutput(f"{_FULL[error.errno]}: {path} was not written.{kept}", hint=f"Make room, then {then}")
+    return UnwritableOutput(
+        f"{path} cannot be written: {error.strerror or error}.", hint=f"Choose another place: {elsewhere}"
+    )
+
+
+def write_atomically(path: Path, content: bytes, *, elsewhere: str = "--output FOLDER") -> None:
+    """Replace a file of a run by `content`, whole or not at all. `elsewhere` as in `clear_disk_errors`."""
+    with clear_disk_errors(path, elsewhere=elsewhere):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -175,8 +245,12 @@ def write_facts(run: RunFolder, facts: Mapping[str, Any]) -> None:
 def save_checkpoint(run: RunFolder, step: int, state: Mapping[str, Array], *, keep_last: int) -> Path:
     """Write `checkpoints/step-NNNNNN` whole, then drop all but the newest `keep_last`.
 
-    `state` is `Session.state()`. The folder is built under a temporary name, synced, and renamed."""
+    `state` is `Session.state()`. The folder is built under a temporary name, synced, and renamed. Raises NotFinite for
+    trained values that are infinite or no numbers: such a checkpoint would be good for nothing."""
     from safetensors.numpy import save_file
+
+    if any(name.startswith("value/") and not np.isfinite(values).all() for name, values in state.items()):
+        raise NotFinite("The trained weights are not finite any more.")
 
     final = run.checkpoints / f"step-{step:06d}"
     temporary = run.checkpoints / f".step-{step:06d}.{os.getpid()}"
@@ -205,10 +279,11 @@ def save_checkpoint(run: RunFolder, step: int, state: Mapping[str, Array], *, ke
 def _save(path: Path, write: Any) -> None:
     try:
         write(path)
-    except Exception as error:  # safetensors wraps the system's error in its own type and loses its number
-        if "No space left" in str(error) or "os error 28" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        raise
+    except Exception as error:  # safetensors wraps the system's error in its own type; its number is in the text
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     path.chmod(0o666 & ~_umask())
 
 
@@ -233,15 +308,19 @@ def checkpoints(run: RunFolder) -> list[Path]:
     return sorted(path for path in run.checkpoints.glob("step-*") if (path / "progress.json").is_file())
 
 
+def load_step(path: Path) -> int:
+    """The step after which a checkpoint was saved."""
+    return int(json.loads((path / "progress.json").read_text(encoding="utf-8"))["step"])
+
+
 def load_checkpoint(path: Path) -> tuple[int, dict[str, Array]]:
     """(step, state) of a checkpoint. Raises ResumeError when it is damaged."""
     from safetensors.numpy import load_file
 
     try:
-        step = int(json.loads((path / "progress.json").read_text(encoding="utf-8"))["step"])
-        return step, load_file(path / "state.safetensors")
+        return load_step(path), load_file(path / "state.safetensors")
     except Exception as error:
         raise ResumeError(
             f"The checkpoint {path} cannot be read: {error}",
-            hint=f"Take an older one away from its place, or begin again: rm -r {path}",
+            hint=f"Take it away, and the one before it is used: rm -r {path}",
         ) from error

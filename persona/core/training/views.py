@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from persona.core.training.buckets import Size, bucket_step, buckets, nearest_bucket
 from persona.core.training.plan import Picture, Stream, TrainingPlan
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -41,9 +43,35 @@ def views_of(stream: Stream, plan: TrainingPlan) -> tuple[View, ...]:
     )
 
 
+@lru_cache(maxsize=16)
+def plan_buckets(size: Size) -> tuple[Size, ...]:
+    """The aspect buckets of a training size."""
+    return buckets(size, step=bucket_step(size))
+
+
+def size_of(picture: Picture, plan: TrainingPlan) -> Size:
+    """(width, height) at which the plan trains a picture: its own, or with buckets the one nearest to the picture's
+    proportions (its own too for a picture whose size is not known, such as one the base made)."""
+    size = (plan.width, plan.height)
+    if not plan.buckets or picture.size == (0, 0):
+        return size
+    return nearest_bucket(picture.size, plan_buckets(size))
+
+
+def sizes_of(stream: Stream, views: Sequence[View], plan: TrainingPlan) -> tuple[Size, ...]:
+    """The training size of every view."""
+    return tuple(size_of(stream.pictures[view.picture], plan) for view in views)
+
+
+def repeats_of(stream: Stream, views: Sequence[View]) -> tuple[int, ...]:
+    """How often an epoch uses every view."""
+    return tuple(stream.pictures[view.picture].repeats for view in views)
+
+
 def view_key(picture: Picture, view: View, plan: TrainingPlan, base_hash: str) -> str:
     """Names the moments of a view: equal when picture bytes, geometry, crop seed and base are equal."""
-    parts = (picture.sha256 or picture.path, view.crop, view.mirrored, plan.width, plan.height, plan.center_crop)
+    width, height = size_of(picture, plan)
+    parts = (picture.sha256 or picture.path, view.crop, view.mirrored, width, height, plan.center_crop)
     crop_seed = 0 if plan.center_crop else plan.seed
     return hashlib.sha256(repr((parts, crop_seed, base_hash)).encode()).hexdigest()[:40]
 
@@ -73,16 +101,19 @@ class MomentCache:
         resumed run has to see the same latents."""
         from persona.core.training.run import write_atomically
 
-        missing = [key for key in dict.fromkeys(wanted) if key not in self.moments]
-        for done, key in enumerate(missing):
-            report(done, len(missing))
-            mean, log_variance = encode(picture_of(key)[None])
-            self.moments[key] = np.concatenate([mean, log_variance])  # [2, c, h, w]
-        if missing:
-            from safetensors.numpy import save
+        keys = list(dict.fromkeys(wanted))
+        missing = [key for key in keys if key not in self.moments]
+        try:
+            for done, key in enumerate(missing):
+                report(done, len(missing))
+                mean, log_variance = encode(picture_of(key)[None])
+                self.moments[key] = np.concatenate([mean, log_variance])  # [2, c, h, w]
+        finally:  # what an interrupted start has made is kept
+            self.moments = {key: self.moments[key] for key in keys if key in self.moments}
+            if any(key in self.moments for key in missing):
+                from safetensors.numpy import save
 
-            self.moments = {key: self.moments[key] for key in dict.fromkeys(wanted)}
-            write_atomically(self.file, save(self.moments))
+                write_atomically(self.file, save(self.moments))
 
     def __getitem__(self, key: str) -> Array:
         return self.moments[key]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
+
+from persona.core.training.run import write_atomically
 
 
 class CsvTracker:
@@ -28,8 +31,10 @@ class CsvTracker:
                     row for row in csv.reader(stream) if row and (row[0] == "step" or _number(row[0]) <= resumed_at)
                 ]
         self.columns = kept[0] if kept else []
-        self.file = path.open("w", newline="", encoding="utf-8")
-        csv.writer(self.file).writerows(kept)
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(kept)
+        write_atomically(path, text.getvalue().encode())  # a kill now must not cost the rows of days before
+        self.file = path.open("a", newline="", encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """One row; the columns are those of the first step."""
