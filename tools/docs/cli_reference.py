@@ -19,16 +19,16 @@ PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 WIDTH = 100
 HEAD = """# The command line
 
-What `--help` prints, written by `python -m tools.docs.cli_reference`; a test compares. Every verb exits 0 (done),
+What `--help` prints, written by `make docs`; a test compares. Every verb exits 0 (done),
 1 (it failed), 2 (bad use) or 130 (interrupted). An error names the thing, says why, and ends with the line to type;
 `--debug` shows the traceback.
 """
-METHODS = ("dreambooth", "lora")
-"""Methods whose own options are shown too."""
 
 
 def lines() -> Iterator[tuple[str, ...]]:
     """The words of every `--help` that is shown: the group, its verbs, their verbs, and train with each method."""
+    from persona.api import host
+
     yield ()
     with click.Context(cli) as context:
         for verb in cli.list_commands(context):
@@ -36,7 +36,7 @@ def lines() -> Iterator[tuple[str, ...]]:
             command = cli.get_command(context, verb)
             if isinstance(command, click.Group):
                 yield from ((verb, inner) for inner in command.list_commands(context))
-    yield from (("train", "--plugin", method) for method in METHODS)
+    yield from (("train", "--plugin", method) for method in host().provided("method"))
 
 
 def help_of(words: tuple[str, ...]) -> str:
@@ -64,11 +64,7 @@ def main() -> int:
     text = page()
     if "--check" in sys.argv[1:]:
         same = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text
-        print(
-            "docs/cli.md is as it would be written"
-            if same
-            else "docs/cli.md is old: python -m tools.docs.cli_reference"
-        )
+        print("docs/cli.md is as it would be written" if same else "docs/cli.md is old: make docs")
         return 0 if same else 1
     PAGE.write_text(text, encoding="utf-8")
     return 0
