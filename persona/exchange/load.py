@@ -4,43 +4,55 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from persona.core.adapters.entry import Adapter, Source
-from persona.core.host.contracts import State, Told
-from persona.core.host.errors import UnreadableFile
+from persona.core.host.contracts import Evidence, State, Told
+from persona.core.host.errors import PersonaError, UnreadableFile
 from persona.core.host.host import Host
 from persona.exchange.choices import containers
+from persona.exchange.places import adapter_files
 from persona.formats.containers.open import identify
-from persona.formats.dialects.embeddings.read import recognise, split_bundle
+
+LARGEST_CONFIG = 1 << 24
 
 
 def open_state(path: Path, host: Host) -> tuple[str, State]:
-    """(container's name, what is in the file)."""
+    """(container's name, what is in the file). Raises UnreadableFile."""
     if not path.exists():
         raise UnreadableFile(f"There is no file {path}.", hint=f"See what is there: ls {path.parent}")
     container = identify(path, containers(host))
-    return container.name, container.read(path)
+    return container.name, replace(container.read(path), container=container.name)
 
 
 def load_adapter(
     path: Path, host: Host, *, alpha: float | None = None, override_alpha: bool = False, family: str | None = None
 ) -> Adapter:
-    """The adapter or embedding in a file. Raises UnreadableFile when no spelling explains it."""
+    """The adapter or embeddings in a file or a folder (PEFT, diffusers). Raises UnreadableFile when no spelling
+    explains it."""
+    if path.is_dir():
+        from persona.exchange.join import join
+
+        files = adapter_files(path)
+        adapters = [
+            load_adapter(file, host, alpha=alpha, override_alpha=override_alpha, family=family) for file in files
+        ]
+        return adapters[0] if len(adapters) == 1 else join(adapters, str(path))
     container, state = open_state(path, host)
-    told = Told(
-        alpha,
-        override_alpha,
-        family,
-        str(path),
-        tuple(sorted(beside.name for beside in path.parent.iterdir())),
-        configs_beside(path),
-    )
+    told = Told(alpha, override_alpha, family, str(path), _beside(path), configs_beside(path))
+    return meaning(path, container, state, told, host)
+
+
+def meaning(path: Path, container: str, state: State, told: Told, host: Host) -> Adapter:
+    """What an opened file says: embeddings alone, or an adapter with or without embeddings in it."""
+    from persona.formats.dialects.embeddings.read import recognise, split_bundle
+
     reading = recognise(state, file_stem=path.stem)
     if reading is not None:
         return Adapter(
-            family,
+            told.family,
             {},
             list(reading.embeddings),
             dict(state.metadata),
@@ -49,39 +61,68 @@ def load_adapter(
             list(reading.leftovers),
         )
     bundled, rest = split_bundle(state, file_stem=path.stem)
-    adapter = best_dialect(path, rest, told, host).read(rest, told)
+    dialect, _ = best_dialect(path, rest, told, host)
+    adapter: Adapter = dialect.read(rest, told)
     adapter.embeddings = [*adapter.embeddings, *bundled]
+    if not adapter.entries and not adapter.embeddings:
+        raise not_an_adapter(path, state)
     source = adapter.source
-    adapter.source = Source(str(path), container, source.dialect if source else "")
+    adapter.source = Source(str(path), container, source.dialect if source else dialect.name)
     adapter.notes = [*state.notes, *(note for note in adapter.notes if note not in state.notes)]
     return adapter
 
 
-def best_dialect(path: Path, state: State, told: Told, host: Host) -> Any:
-    """The dialect that explains most keys. Raises UnreadableFile when none explains one."""
-    found = []
+def best_dialect(path: Path, state: State, told: Told, host: Host) -> tuple[Any, Evidence]:
+    """The dialect that explains most modules, with its evidence. Raises UnreadableFile when none explains one."""
+    found: list[tuple[float, int, int, Any, Evidence]] = []
     for name in host.provided("dialect"):
         dialect = host.load("dialect", name)
         evidence = dialect.detect(state, told.siblings)
         if evidence.score > 0:
-            found.append((evidence.score, getattr(dialect, "priority", 0), dialect))
+            found.append((evidence.score, getattr(dialect, "priority", 0), -len(found), dialect, evidence))
     if not found:
-        keys = list(state.tensors)
-        raise UnreadableFile(
-            f"{path} is no adapter that persona knows: none of its {len(keys)} keys is named like one "
-            f"(such as {', '.join(keys[:3])}).",
-            hint=f"Look into it: persona inspect {path}",
-        )
-    return max(found, key=lambda item: item[:2])[2]
+        raise not_an_adapter(path, state)
+    best = max(found, key=lambda item: item[:3])
+    return best[3], best[4]
+
+
+def not_an_adapter(path: Path, state: State) -> UnreadableFile:
+    """The error for a file no dialect names one module of: what it looks like, and what was tried."""
+    from persona.exchange.kinds import looks_like
+
+    keys = list(state.tensors)
+    if not keys:
+        return UnreadableFile(f"{path} holds no tensor at all.", hint="Fetch or save it again.")
+    shown = ", ".join(repr(key[:60]) for key in keys[:3])
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return UnreadableFile(
+        f"{path} is {looks_like(state)}: no dialect finds a single module of an adapter among its keys {shown}{more}.",
+        hint=f"See everything that is known about it: persona inspect {path}",
+    )
+
+
+def _beside(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(sorted(beside.name for beside in path.parent.iterdir()))
+    except OSError:  # a file can be readable in a folder that cannot be listed
+        return (path.name,)
 
 
 def configs_beside(path: Path) -> Mapping[str, Mapping[str, Any]]:
-    """The small JSON files next to an adapter that say something about it (PEFT's adapter_config.json)."""
+    """The small JSON files next to an adapter that say something about it (PEFT's adapter_config.json).
+    Raises UnreadableFile for one that is not JSON: without it the strength would be guessed."""
     file = path.parent / "adapter_config.json"
-    if not file.is_file() or file.stat().st_size > 1 << 20:
-        return {}
     try:
+        if not file.is_file() or file.stat().st_size > LARGEST_CONFIG:
+            return {}
         document = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+    except OSError:
         return {}
+    except (ValueError, RecursionError) as error:
+        raise UnreadableFile(f"{file} is not JSON: {error}.", hint="Fetch the folder again.") from None
     return {file.name: document} if isinstance(document, dict) else {}
+
+
+def reason(error: BaseException) -> str:
+    """One line for an error of any kind."""
+    return error.message if isinstance(error, PersonaError) else f"{type(error).__name__}: {error}"

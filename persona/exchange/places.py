@@ -1,0 +1,65 @@
+"""Which files of a folder are its adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from persona.core.host.errors import UnreadableFile
+
+PEFT_CONFIG = "adapter_config.json"
+ENDINGS = (".safetensors", ".pdparams", ".bin", ".pt", ".pth", ".ckpt", ".npz")
+"""Endings that weight files have; inside a folder nothing else is opened."""
+GROUPS: tuple[tuple[str, ...], ...] = (
+    ("adapter_model",),
+    ("pytorch_lora_weights", "paddle_lora_weights", "mindspore_lora_weights"),
+    ("adapter",),
+    ("learned_embeds", "learned_embeds_2"),
+)
+"""Stems that tools give an adapter, the first group that is there decides; of one stem the first ending is taken."""
+COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+def adapter_files(folder: Path) -> list[Path]:
+    """The files that make up the adapter in a folder: PEFT's (one folder, or one for each component), diffusers',
+    ppdiffusers', a run's, or the only weight file there. Raises UnreadableFile when that is not decided."""
+    if (folder / "model_index.json").is_file():
+        raise UnreadableFile(
+            f"{folder} is a whole model (diffusers), not an adapter.",
+            hint=f"Use it as a base: persona train --base {folder}",
+        )
+    for stems in GROUPS:
+        found = [file for stem in stems if (file := _first(folder, stem)) is not None]
+        if found:
+            return found if stems[0] == "learned_embeds" else found[:1]
+    parts = [folder / name for name in COMPONENTS if (folder / name / PEFT_CONFIG).is_file()]
+    if parts:
+        return [file for part in parts for file in adapter_files(part)]
+    return [_only_one(folder)]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Every weight file below a folder, sorted; hidden files and folders are passed over."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in ENDINGS
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def _first(folder: Path, stem: str) -> Path | None:
+    return next((path for ending in ENDINGS if (path := folder / f"{stem}{ending}").is_file()), None)
+
+
+def _only_one(folder: Path) -> Path:
+    here = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in ENDINGS and path.is_file()]
+    if len(here) == 1:
+        return here[0]
+    if not here:
+        raise UnreadableFile(f"{folder} holds no adapter: there is no weight file in it.", hint=f"ls {folder}")
+    names = ", ".join(path.name for path in here[:4]) + (" …" if len(here) > 4 else "")
+    raise UnreadableFile(
+        f"{folder} holds {len(here)} weight files ({names}), and none is called as adapters are.",
+        hint=f"Name the one you mean: {here[0]}",
+    )
