@@ -106,7 +106,9 @@ def with_example(values: Mapping[str, Any], options_class: type) -> tuple[dict[s
         else {}
     )
     fields = set(known_keys(options_class))
-    filled = {key: value for key, value in recipe.items() if key in fields} | dict(values)
+    # A plugin's method has no recipe here; what the subject is called it can be told all the same.
+    subject = {"token": entry["token"], "class_word": entry["class"]}
+    filled = {key: value for key, value in (subject | recipe).items() if key in fields} | dict(values)
     filled["data"] = str(folder)
     note = (
         f"no pictures were named: training the shipped example subject ({name}) on {filled.get('base', 'mini')}.\n"
