@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from persona.core.adapters.tensor import Span, TensorRef
-from persona.core.host.errors import UnreadableFile
+from persona.core.host.errors import ConversionError, UnreadableFile
 
 CHUNK = 1 << 20
 
@@ -71,10 +71,24 @@ def read_array(path: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, 
     return array
 
 
+def is_possible(shape: tuple[int, ...]) -> bool:
+    """Whether an array of that shape can exist: at most 32 axes, and sizes whose product is a sane number even where
+    a zero among them makes it empty."""
+    return len(shape) <= 32 and math.prod(size for size in shape if size) < 1 << 56
+
+
 def tensor_in_file(path: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> TensorRef:
     """A lazy tensor whose little-endian C-order bytes lie in one piece at `offset`."""
     length = math.prod(shape) * dtype.itemsize
     return TensorRef(dtype, shape, lambda: read_array(path, offset, dtype, shape), Span(path, offset, length))
+
+
+def _bytes_of(ref: TensorRef) -> memoryview:
+    """The bytes of a tensor that is read, checked to be as many as its header will say."""
+    data = little_endian_bytes(ref.read())
+    if len(data) != ref.nbytes:
+        raise ConversionError(f"A tensor of {ref.dtype} {list(ref.shape)} came as {len(data)} bytes.")
+    return data
 
 
 def little_endian_bytes(array: np.ndarray[Any, Any]) -> memoryview:
@@ -87,7 +101,7 @@ def little_endian_bytes(array: np.ndarray[Any, Any]) -> memoryview:
 def iterate_bytes(ref: TensorRef) -> Iterable[bytes | memoryview]:
     """A tensor's bytes in pieces of at most 1 MiB, without holding it whole when it lies in a file."""
     if ref.span is None:
-        data = little_endian_bytes(ref.read())
+        data = _bytes_of(ref)
         for start in range(0, len(data), CHUNK):
             yield data[start : start + CHUNK]
         return
@@ -106,6 +120,8 @@ def write_tensors(out: BinaryIO, tensors: Iterable[TensorRef]) -> None:
         pending: Span | None = None
         for ref in tensors:
             span = ref.span
+            if span is not None and span.length != ref.nbytes:
+                raise ConversionError(f"A tensor of {ref.dtype} {list(ref.shape)} lies in {span.length} bytes.")
             if span is not None and pending is not None and _follows(span, pending):
                 pending = Span(pending.path, pending.offset, pending.length + span.length)
                 continue
@@ -113,7 +129,7 @@ def write_tensors(out: BinaryIO, tensors: Iterable[TensorRef]) -> None:
                 copier.copy(pending)
             pending = span
             if span is None:
-                out.write(little_endian_bytes(ref.read()))
+                out.write(_bytes_of(ref))
         if pending is not None:
             copier.copy(pending)
 

@@ -26,6 +26,7 @@ from persona.formats.containers.byte_ranges import (
     CHUNK,
     SpanCopier,
     file_size,
+    is_possible,
     little_endian_bytes,
     read_range,
     tensor_in_file,
@@ -227,7 +228,7 @@ def _tensor_proto(message: _Message) -> tuple[str, tuple[int, ...], int, int]:
             message.refuse(f"a tensor has more than {MOST_AXES} axes")
     if kind is None or content is None:
         message.refuse("a tensor has no type or no content")
-    if any(size >= 1 << 62 for size in dims):
+    if not is_possible(tuple(dims)):
         message.refuse("a tensor has a size that is not possible")
     return kind, tuple(dims), *content
 

@@ -13,7 +13,7 @@ import numpy as np
 from persona.core.adapters.tensor import TensorRef
 from persona.core.host.contracts import State
 from persona.core.host.errors import ConversionError, UnreadableFile
-from persona.formats.containers.byte_ranges import file_size, iterate_bytes, read_range, tensor_in_file
+from persona.formats.containers.byte_ranges import file_size, is_possible, iterate_bytes, read_range, tensor_in_file
 from persona.formats.containers.flatten import python_scalar
 from persona.formats.containers.zip_directory import STORED, Member, read_directory, read_member, read_start
 from persona.formats.containers.zip_writer import ZipWriter
@@ -112,7 +112,7 @@ def _parse_header(path: Path, member: Member) -> tuple[str, str, bool, tuple[int
         raise UnreadableFile(f"{path}: array {member.name[:80]!r} has a header that arrays of numbers do not have.")
     order, code, fortran, sizes = found.groups()
     shape = tuple(int(size) for size in re.findall(r"\d+", sizes)[:65])
-    if len(shape) > 32 or any(size >= 2**62 for size in shape):
+    if not is_possible(shape):
         raise UnreadableFile(f"{path}: array {member.name[:80]!r} has a shape that is not possible.")
     return order, code, fortran == "True", shape, start
 

@@ -14,7 +14,7 @@ from persona.core.adapters.tensor import BFLOAT16, TensorRef
 from persona.core.host.contracts import State
 from persona.core.host.errors import ConversionError, UnreadableFile
 from persona.formats.containers import pickle_writer as opcodes
-from persona.formats.containers.byte_ranges import file_size, tensor_in_file, write_tensors
+from persona.formats.containers.byte_ranges import file_size, is_possible, tensor_in_file, write_tensors
 from persona.formats.containers.flatten import flatten
 from persona.formats.containers.pickle_arrays import numpy_tensor
 from persona.formats.containers.pickle_reader import read_pickle
@@ -134,7 +134,7 @@ def _join_big_arrays(path: Path, value: dict[Any, Any]) -> dict[Any, Any]:
 def _is_shape(value: Any) -> bool:
     if not isinstance(value, (tuple, list)) or len(value) > 8:
         return False
-    return all(type(size) is int and 0 <= size < 2**62 for size in value)
+    return all(type(size) is int and size >= 0 for size in value) and is_possible(tuple(value))
 
 
 def _joined(path: Path, name: str, slices: list[TensorRef], shape: tuple[int, ...]) -> TensorRef:

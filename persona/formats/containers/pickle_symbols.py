@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from persona.core.adapters.tensor import BFLOAT16, FLOAT8_E4M3, FLOAT8_E5M2
+from persona.formats.containers.byte_ranges import is_possible
 from persona.formats.containers.pickle_values import (
     BytesInFile,
     NumpyArray,
@@ -79,8 +80,10 @@ class Malformed(ValueError):
 def _sizes(value: Any, what: str) -> tuple[int, ...]:
     if not isinstance(value, (tuple, list)) or len(value) > MOST_AXES:
         raise Malformed(f"{what} is not a list of at most {MOST_AXES} numbers")
-    if not all(type(item) is int and 0 <= item < 2**62 for item in value):
+    if not all(type(item) is int and 0 <= item < 2**56 for item in value):
         raise Malformed(f"{what} {str(value)[:80]} is not made of sizes")
+    if "shape" in what and not is_possible(tuple(value)):
+        raise Malformed(f"{what} {str(value)[:80]} is not possible")
     return tuple(value)
 
 
@@ -215,6 +218,11 @@ CALLABLE: dict[Symbol, Callable[..., Any]] = {
     Symbol("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     Symbol("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     Symbol("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
+    # Ascend: the bytes are a copy in plain order; the last argument only says how the device should lay them out
+    # (torch_npu/utils/storage.py of Ascend/pytorch)
+    Symbol("torch_npu.utils.storage", "_rebuild_npu_tensor"): _rebuild_tensor,
+    Symbol("torch_npu.npu._format", "Format"): _rebuild_parameter,
+    Symbol("torch._utils", "_rebuild_device_tensor_from_numpy"): _rebuild_parameter,  # of accelerators; an array
     Symbol("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     Symbol("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
     Symbol("torch.nn.parameter", "Parameter"): _rebuild_parameter,

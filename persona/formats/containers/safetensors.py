@@ -18,7 +18,7 @@ import numpy as np
 from persona.core.adapters.tensor import BFLOAT16, FLOAT8_E4M3, FLOAT8_E5M2, TensorRef
 from persona.core.host.contracts import State
 from persona.core.host.errors import ConversionError, UnreadableFile
-from persona.formats.containers.byte_ranges import file_size, read_range, tensor_in_file, write_tensors
+from persona.formats.containers.byte_ranges import file_size, is_possible, read_range, tensor_in_file, write_tensors
 
 LARGEST_HEADER = 100_000_000
 MOST_TENSORS = 1_000_000
@@ -196,8 +196,8 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[np.dtype[Any], tuple[int,
     dtype = DTYPES.get(kind) if isinstance(kind, str) else None
     if dtype is None:
         raise UnreadableFile(f"{path}: tensor {name!r} has the unknown dtype {str(kind)[:40]!r}.")
-    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2 or len(shape) > 64:
-        raise UnreadableFile(f"{path}: tensor {name!r} has a shape or place that is not made of whole numbers.")
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2 or not is_possible(tuple(shape)):
+        raise UnreadableFile(f"{path}: tensor {name!r} has a shape or place that is not possible.")
     if offsets[0] > offsets[1]:
         raise UnreadableFile(f"{path}: tensor {name!r} ends before it begins.")
     return dtype, tuple(shape), offsets[0], offsets[1]

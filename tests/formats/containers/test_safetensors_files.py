@@ -117,6 +117,20 @@ def test_a_source_that_shrinks_meanwhile_is_an_error(tmp_path: Path) -> None:
         Safetensors().write(tmp_path / "g", {"a": ref}, {})
 
 
+def test_a_tensor_that_is_not_what_it_says_is_not_written(tmp_path: Path) -> None:
+    """A mistake of a dialect must not become a file whose header lies."""
+    values = np.zeros(10, np.float32)
+    safetensors.numpy.save_file({"a": values}, tmp_path / "f")
+    span = read_state(tmp_path / "f").tensors["a"].span
+    for ref in (
+        TensorRef(values.dtype, (4,), lambda: values),
+        TensorRef(np.dtype(np.float16), (10,), lambda: values),
+        TensorRef(np.dtype(np.float16), (10,), lambda: values, span),
+    ):
+        with pytest.raises(ConversionError, match="tensor of"):
+            Safetensors().write(tmp_path / "g", {"a": ref}, {})
+
+
 def test_strings_and_unknown_dtypes_have_no_place(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match="word"):
         Safetensors().write(tmp_path / "f", {"word": in_memory("text")}, {})
@@ -148,6 +162,8 @@ WRONG: dict[str, tuple[Any, bytes]] = {
     "a size that overflows 64 bits": ({"a": entry(0, 0, [2**63, 0])}, b""),
     "product that overflows to the right number": ({"a": entry(0, 4, [2**32, 2**32, 1])}, bytes(4)),
     "true is not 1": (b'{"a":{"dtype":"U8","shape":[true],"data_offsets":[0,1]}}', bytes(1)),
+    "zero among sizes that are not possible": ({"a": entry(0, 0, [0, 2**62, 2**62])}, b""),
+    "forty axes": ({"a": entry(0, 4, [1] * 40)}, bytes(4)),
     "half a number": (b'{"a":{"dtype":"U8","shape":[1.0],"data_offsets":[0,1]}}', bytes(1)),
     "unknown dtype": ({"a": entry(0, 4, [1], "F33")}, bytes(4)),
     "dtype that is no text": (b'{"a":{"dtype":["F32"],"shape":[1],"data_offsets":[0,4]}}', bytes(4)),

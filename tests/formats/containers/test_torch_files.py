@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import struct
 import zipfile
 from collections import OrderedDict
@@ -185,6 +186,24 @@ def good(tmp_path: Path) -> Path:
 def test_an_archive_that_was_packed_anew_is_read(tmp_path: Path, good: Path) -> None:
     state = read_state(rebuilt(good, tmp_path / "f.pt", lambda name, data: {name: data}))
     assert np.asarray(state.tensors["w"]).tolist() == list(range(10))
+
+
+def test_tensors_saved_on_an_ascend_device_are_read(tmp_path: Path) -> None:
+    """torch_npu writes its own rebuild function with a seventh argument, the layout on the device."""
+
+    def as_torch_npu(name: str, data: bytes) -> dict[str, bytes]:
+        if name.endswith("data.pkl"):
+            data = data.replace(
+                b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch_npu.utils.storage\n_rebuild_npu_tensor\n"
+            )
+            layout = b"ctorch_npu.npu._format\nFormat\nK\x02\x85R"
+            data = re.sub(rb"(OrderedDict\nq.\)Rq.)t", lambda found: found[1] + layout + b"t", data, flags=re.DOTALL)
+            assert layout in data
+        return {name: data}
+
+    path = save({"w": torch.arange(6.0).reshape(2, 3).t()}, tmp_path / "cpu.pt")
+    state = read_state(rebuilt(path, tmp_path / "npu.pt", as_torch_npu))
+    assert np.asarray(state.tensors["w"]).tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
 TRICKS: dict[str, Any] = {
