@@ -16,6 +16,12 @@ def persona_methods() -> list[Descriptor]:
         Descriptor(
             "dreambooth", "One subject under a rare word, with prior preservation", at + "dreambooth:DreamBooth"
         ),
+        Descriptor(
+            "textual-inversion",
+            "A new word for an object, a style or a face: a file of a few kilobytes",
+            at + "textual_inversion:TextualInversion",
+        ),
+        Descriptor("full", "The weights themselves, whole or by parts: for many captioned pictures", at + "full:Full"),
     ]
 
 
@@ -39,7 +45,7 @@ def persona_containers() -> list[Descriptor]:
         Descriptor("paddle", "Paddle .pdparams", at + "paddle:Paddle", (".pdparams",)),
         Descriptor("mindspore", "MindSpore checkpoint", at + "mindspore:MindSpore", (".ckpt",)),
         Descriptor("npz", "numpy .npz or .npy", at + "npz:Npz", (".npz",)),
-        Descriptor("picture", "embedding hidden in a PNG or WebP (read)", at + "picture:EmbeddingPicture"),
+        Descriptor("picture", "embedding hidden in a PNG or WebP (read)", at + "picture:Picture"),
     ]
 
 
@@ -47,7 +53,40 @@ def persona_containers() -> list[Descriptor]:
 def persona_dialects() -> list[Descriptor]:
     """The built-in spellings of adapters."""
     at = "persona.formats.dialects."
-    return [Descriptor("diffusers", "diffusers and PEFT names, alpha in the header", at + "diffusers_peft:DIALECT")]
+    return [
+        Descriptor("diffusers", "diffusers and PEFT names, alpha in the header", at + "diffusers_peft:DIALECT"),
+        Descriptor("kohya", "sd-scripts, A1111 and LyCORIS: flat names, alpha per module", at + "kohya:DIALECT"),
+        Descriptor("peft", "PEFT folders: weights and adapter_config.json", at + "peft_folder:DIALECT"),
+        Descriptor("comfy", "ComfyUI, AI-toolkit, OneTrainer: dotted original names", at + "comfy:DIALECT"),
+        Descriptor("diffusers-legacy", "diffusers before PEFT: attention processors", at + "diffusers_legacy:DIALECT"),
+        Descriptor("ppdiffusers", "ppdiffusers (Paddle): transposed factors, no alpha", at + "ppdiffusers:DIALECT"),
+        Descriptor("mindone", "mindone.diffusers (MindSpore): diffusers names", at + "mindone:DIFFUSERS"),
+        Descriptor("mindone-sdv2", "MindONE stable_diffusion_v2: original names", at + "mindone:SDV2"),
+        Descriptor("mindone-sdxl", "MindONE stable_diffusion_xl: original names", at + "mindone:SDXL"),
+        Descriptor("mindone-kohya", "MindONE's kohya port: dotted names", at + "mindone:KOHYA_PORT"),
+        Descriptor("mindpet", "Wukong-Huahua with mindpet (MindSpore)", at + "mindpet:DIALECT"),
+        Descriptor("diffsynth", "DiffSynth-Studio: PEFT module dump", at + "diffsynth:DIALECT"),
+        Descriptor("diffsynth-2024", "DiffSynth-Studio of 2024 (SDXL, Kolors)", at + "diffsynth:BLOCKS"),
+        Descriptor("original", "the original code's names without a prefix", at + "original:DIALECT"),
+        Descriptor("xlabs", "XLabs' Flux attention processors (read)", at + "xlabs:DIALECT"),
+        Descriptor("cloneofsimo", "cloneofsimo/lora: unnamed pairs (read)", at + "cloneofsimo:DIALECT"),
+    ]
+
+
+@hookimpl
+def persona_families() -> list[Descriptor]:
+    """The built-in base architectures."""
+    at = "persona.formats.models."
+    return [
+        Descriptor("sd1", "Stable Diffusion 1.x", at + "sd1:FAMILY"),
+        Descriptor("sd2", "Stable Diffusion 2.x", at + "sd2:FAMILY"),
+        Descriptor("sdxl", "Stable Diffusion XL", at + "sdxl:FAMILY"),
+        Descriptor("sdxl-refiner", "Stable Diffusion XL refiner", at + "sdxl_refiner:FAMILY"),
+        Descriptor("sd3", "Stable Diffusion 3 and 3.5", at + "sd3:FAMILY"),
+        Descriptor("flux1", "Flux.1", at + "flux1:FAMILY"),
+        Descriptor("kolors", "Kolors", at + "kolors:FAMILY"),
+        Descriptor("wukong", "Wukong-Huahua", at + "wukong:FAMILY"),
+    ]
 
 
 @hookimpl

@@ -10,7 +10,7 @@ from typing import Any
 from persona.core.training.decode import picture_mask, picture_pixels
 from persona.core.training.pictures import scan
 from persona.core.training.plan import Picture, TrainingPlan
-from persona.core.training.views import View
+from persona.core.training.views import View, size_of
 
 
 def scan_folder(folder: Path) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
@@ -28,7 +28,7 @@ def load_pixels(picture: Picture, view: View, plan: TrainingPlan) -> Any:
     """[3, height, width] float32 in −1..1: the picture as this view shows it."""
     return picture_pixels(
         picture,
-        (plan.width, plan.height),
+        size_of(picture, plan),
         crop=None if plan.center_crop else view.crop,
         mirrored=view.mirrored,
         seed=plan.seed,
@@ -45,8 +45,6 @@ def masks_of(plan: TrainingPlan, factor: int) -> Callable[[int, View], Any] | No
     def mask(number: int, view: View) -> Any:
         picture = plan.streams[number].pictures[view.picture]
         crop = None if plan.center_crop else view.crop
-        return picture_mask(
-            picture, (plan.width, plan.height), factor, crop=crop, mirrored=view.mirrored, seed=plan.seed
-        )
+        return picture_mask(picture, size_of(picture, plan), factor, crop=crop, mirrored=view.mirrored, seed=plan.seed)
 
     return mask

@@ -1,4 +1,4 @@
-"""`persona train`, without the command line: recipe → plan → session → loop → product, in one readable line of steps."""
+"""`persona train`, without the command line: recipe → plan → session → loop → product, one readable line of steps."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def train(
     emit: Emit,
     stop: Stop,
 ) -> None:
-    """Steps `done`+1 to the last, with figures, samples and checkpoints. A step's samples come before its checkpoint, so
+    """Steps `done`+1 to the last, with figures, samples, checkpoints. A step's samples come before its checkpoint, so
     that a resumed run makes those again that a kill may have cut short."""
     settings = recipe.settings
     trackers = [host.load("tracker", name)() for name in ("csv",)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
-    from persona.core.adapters.entry import Adapter, Checkpoint
+    from persona.core.adapters.entry import Adapter, Checkpoint, Entry
     from persona.core.adapters.slots import Slots
     from persona.core.adapters.tensor import TensorRef
     from persona.core.training.base import Base
@@ -81,6 +81,11 @@ class Session(Protocol):
 
     def accumulate(self, batch: Batch) -> Array:
         """Forward and backward of one micro-batch; gradients add up. Returns the unweighted loss per sample, [n]."""
+        ...
+
+    def evaluate(self, batch: Batch) -> Array:
+        """The unweighted loss per sample, [n], as `accumulate` would give it, but without gradients and dropout, and of
+        the averages when there are some. Changes nothing."""
         ...
 
     def update(self, learning_rates: Sequence[float], max_norm: float) -> tuple[float, bool]:
@@ -222,6 +227,10 @@ class Dialect(Protocol):
     def read(self, state: State, told: Told) -> Adapter:
         """The meaning, lazily: no arithmetic, nothing folded, cast or dropped; what no rule explains is a leftover.
         Raises UnreadableFile for an entry that is incomplete or contradicts itself."""
+        ...
+
+    def joined(self, adapter: Adapter) -> Callable[[Entry], str | None]:
+        """For each module that this dialect keeps as rows of a larger one: the larger one's path, else None."""
         ...
 
     def write(self, adapter: Adapter) -> Sequence[Output]:

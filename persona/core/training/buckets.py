@@ -82,6 +82,11 @@ def buckets(size: Size, *, step: int = 64, smallest: int = 0, largest: int = 0) 
     return tuple(sorted(found))
 
 
+def bucket_step(size: Size, factor: int = 8) -> int:
+    """The step of aspect buckets at a training size: 64, as is usual, or the VAE's `factor` for small sizes."""
+    return 64 if min(size) >= 256 and size[0] % 64 == 0 and size[1] % 64 == 0 else factor
+
+
 def nearest_bucket(original: Size, among: Iterable[Size]) -> Size:
     """The bucket whose proportions are nearest to those of a picture of size `original`; of two that are equally near,
     the one with the larger area. Raises ValueError when there is no bucket."""

@@ -55,6 +55,43 @@ def order(
     return np.concatenate(drawn) if drawn else np.zeros(0, np.int64)
 
 
+Size = tuple[int, int]
+
+
+def bucket_batch_count(sizes: Sequence[Size], repeats: Sequence[int], each: int) -> int:
+    """Batches in one epoch, where every batch holds up to `each` uses of one size."""
+    uses: dict[Size, int] = {}
+    for size, count in zip(sizes, repeats, strict=True):
+        uses[size] = uses.get(size, 0) + count
+    return sum(-(-count // each) for count in uses.values())
+
+
+@lru_cache(maxsize=16)
+def bucket_batches(
+    seed: int, stream: str, sizes: tuple[Size, ...], repeats: tuple[int, ...], each: int, epoch: int
+) -> tuple[Indices, ...]:
+    """The batches of one epoch, [≤ each] int64 of numbers into `sizes`, in the order they are used: every use once,
+    all of one size in a batch, the last batch of a size perhaps shorter (kohya's bucket manager does likewise)."""
+    row = epoch_order(seed, stream, repeats, epoch)
+    by_size: dict[Size, list[int]] = {}
+    for number in row.tolist():
+        by_size.setdefault(sizes[number], []).append(number)
+    batches = [
+        np.array(by_size[size][start : start + each], np.int64)
+        for size in sorted(by_size)
+        for start in range(0, len(by_size[size]), each)
+    ]
+    return tuple(batches[place] for place in permutation(seed, f"batches {stream}", epoch, 0, len(batches)))
+
+
+def bucket_batch(
+    seed: int, stream: str, sizes: Sequence[Size], repeats: Sequence[int], each: int, number: int
+) -> Indices:
+    """Batch `number` (from 0) of the endless row of epochs; see `bucket_batches`."""
+    count = bucket_batch_count(sizes, repeats, each)
+    return bucket_batches(seed, stream, tuple(sizes), tuple(repeats), each, number // count)[number % count]
+
+
 def choices(seed: int, purpose: str, update: int, slots: Sequence[int], counts: ArrayLike) -> Indices:
     """One number in 0..counts[i]−1 for each slot, [slots] int64, uniform."""
     drawn = uniforms(seed, purpose, update, slots, ()) * np.asarray(counts, np.float64)

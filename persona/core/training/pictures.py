@@ -248,6 +248,12 @@ def _kohya_folders(root: Path) -> list[tuple[Path, int, str]]:
     ]
 
 
+def kohya_name(picture: Picture) -> str:
+    """The `name` of the `N_name` folder a picture lies in; "" for one that lies elsewhere."""
+    match = KOHYA_FOLDER.match(Path(picture.path).parent.name)
+    return match[2].strip() if match else ""
+
+
 def _files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
     """Files with one of these suffixes, by name; hidden ones (macOS leaves `._` files behind) are no pictures."""
     if not folder.is_dir():

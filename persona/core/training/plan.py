@@ -29,7 +29,7 @@ class LowRank:
     alphas: Mapping[str, float] = field(default_factory=dict)  # per target, where it is not `alpha`
     rank_stabilised: bool = False  # scale alpha / sqrt(rank), arXiv 2312.03732
     decomposed: bool = False  # DoRA, arXiv 2402.09353
-    initialisation: Literal["kaiming", "gaussian"] = "kaiming"
+    initialisation: Literal["kaiming", "gaussian", "orthogonal"] = "kaiming"
     kind: Literal["low-rank"] = "low-rank"
 
 
@@ -54,11 +54,15 @@ class NewToken:
 
 @dataclass(frozen=True)
 class NewTokens:
-    """New rows of the token embeddings (textual inversion, arXiv 2208.01618) in every text encoder of `components`."""
+    """New rows of the token embeddings (textual inversion, arXiv 2208.01618) in every text encoder of `components`.
+
+    With `norm_limit` no row grows longer than that many times the median length of the encoder's own rows: a longer one
+    drowns the other words of a prompt."""
 
     components: tuple[str, ...]
     tokens: tuple[NewToken, ...]
     learning_rate: float
+    norm_limit: float | None = None
     kind: Literal["new-tokens"] = "new-tokens"
 
 
@@ -113,7 +117,10 @@ class Loss:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """`adamw` is built in and the same on every backend; other names come from `persona_optimizers`."""
+    """`adamw` is built in and the same on every backend; other names come from `persona_optimizers`.
+
+    Of those, `classes` says by the backend's name which class ("module:attribute") is it, and `options` are the
+    keywords it is made with. `warmup` is in steps."""
 
     name: str = "adamw"
     beta1: float = 0.9
@@ -123,6 +130,9 @@ class Optimizer:
     max_grad_norm: float = 1.0
     schedule: str = "constant"
     warmup: int = 0
+    cycles: int = 1  # hard restarts of cosine_with_restarts
+    power: float = 1.0  # of polynomial
+    classes: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -141,13 +151,17 @@ class TrainingPlan:
     height: int = 512
     center_crop: bool = False
     random_flip: bool = False
+    buckets: bool = False  # each picture at the aspect bucket nearest to its own proportions
     caption_dropout: float = 0.0
+    shuffle_tags: bool = False
+    keep_tags: int = 0  # this many stay in front when tags are shuffled
     loss: Loss = field(default_factory=Loss)
     optimizer: Optimizer = field(default_factory=Optimizer)
     ema_decay: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what the user should know about how the options were understood
     version: int = PLAN_VERSION
 
     def trained_components(self) -> frozenset[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from persona.core.training.buckets import Fit, Size, buckets, fit, nearest_bucket
+from persona.core.training.buckets import Fit, Size, bucket_step, buckets, fit, nearest_bucket
 from persona.core.training.pictures import Scan
 from persona.core.training.plan import Picture
 
@@ -23,11 +23,6 @@ class Seen:
     fit: Fit
     bucket: Size
     warnings: tuple[str, ...]
-
-
-def bucket_step(size: Size, factor: int = 8) -> int:
-    """The step of aspect buckets at a training size: 64, as is usual, or the VAE's `factor` for small sizes."""
-    return 64 if min(size) >= 256 and size[0] % 64 == 0 and size[1] % 64 == 0 else factor
 
 
 def preview(found: Scan, size: Size, *, into_buckets: bool = False, factor: int = 8) -> tuple[Seen, ...]:

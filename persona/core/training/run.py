@@ -259,7 +259,7 @@ def save_checkpoint(run: RunFolder, step: int, state: Mapping[str, Array], *, ke
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
-            arrays = {name: np.ascontiguousarray(values) for name, values in state.items()}
+            arrays = {name: np.asarray(values, order="C") for name, values in state.items()}
             _save(temporary / "state.safetensors", lambda path: save_file(arrays, path))
             (temporary / "progress.json").write_text(json.dumps({"step": step}), encoding="utf-8")
             for file in temporary.iterdir():

@@ -50,6 +50,29 @@ def resolve_targets(base: Base, component: str, patterns: Sequence[str]) -> tupl
     return tuple(path for path in modules if any(matches(path, pattern) for pattern in patterns))
 
 
+def resolve_weights(base: Base, component: str, patterns: Sequence[str]) -> tuple[str, ...]:
+    """The modules of `component`, outermost first, that the patterns name, for training their whole weights: every
+    weight below them is trained. Raises UsageError for a pattern that names nothing, with the nearest names."""
+    parents = dict.fromkeys(path for name in base.parameters[component] for path in _ancestors(name.rpartition(".")[0]))
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        named = [path for path in parents if matches(path, pattern)]
+        if not named:
+            endings = {path.rsplit(".", 1)[-1] for path in parents}
+            raise UsageError(
+                f"The target {pattern} names no module of {component}. {did_you_mean(pattern, endings)}",
+                hint="Leave --target out to train all of it, or give for example --target attn2",
+            )
+        found |= dict.fromkeys(named)
+    return tuple(path for path in found if not any(path.startswith(f"{other}.") for other in found))
+
+
+def _ancestors(path: str) -> list[str]:
+    """a, a.b, a.b.c for a.b.c."""
+    parts = path.split(".")
+    return [".".join(parts[: count + 1]) for count in range(len(parts))]
+
+
 def check_rank(base: Base, component: str, targets: Sequence[str], rank: int) -> None:
     """Raises UsageError when `rank` is above the width of a target: a larger one can hold nothing more."""
     modules = linear_modules(base.parameters[component])

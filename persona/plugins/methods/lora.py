@@ -64,6 +64,16 @@ def low_rank_parts(options: LoraOptions, learning_rate: float, base: Base) -> tu
     return tuple(parts)
 
 
+def check_captions(pictures: Sequence[Picture], prompt: str | None) -> None:
+    """Raises UsageError when pictures without a caption have no `prompt` to be called by."""
+    bare = [picture.path for picture in pictures if not picture.captions]
+    if bare and prompt is None:
+        raise UsageError(
+            f"{len(bare)} of {len(pictures)} pictures have no caption, such as {bare[0]}.",
+            hint='Say what they show: --prompt "a photo of …" (or put a .txt file beside each picture)',
+        )
+
+
 def captioned(pictures: Sequence[Picture], prompt: str) -> tuple[Picture, ...]:
     """The pictures, those without a caption of their own with `prompt`."""
     import dataclasses
@@ -84,12 +94,7 @@ class Lora:
         self, options: LoraOptions, settings: TrainSettings, base: Base, pictures: Sequence[Picture]
     ) -> TrainingPlan:
         """Deltas on the attention layers, learned from one stream of captioned pictures."""
-        bare = [picture.path for picture in pictures if not picture.captions]
-        if bare and options.prompt is None:
-            raise UsageError(
-                f"{len(bare)} of {len(pictures)} pictures have no caption, such as {bare[0]}.",
-                hint='Say what they show: --prompt "a photo of …" (or put a .txt file beside each picture)',
-            )
+        check_captions(pictures, options.prompt)
         return plan_from(
             settings,
             method=self.name,

@@ -2,9 +2,10 @@
 
 import pytest
 
+from persona.core.training.buckets import bucket_step
 from persona.core.training.pictures import Problem, Scan
 from persona.core.training.plan import Picture
-from persona.core.training.preview import bucket_step, preview
+from persona.core.training.preview import preview
 
 
 def seen_of(size, at=(512, 512), captions=("a dog",), problems=(), **options):

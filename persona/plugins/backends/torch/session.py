@@ -28,7 +28,7 @@ from persona.plugins.backends.torch.pictures import Autoencoder
 from persona.plugins.backends.torch.product import product_of
 from persona.plugins.backends.torch.sampling import sample_latents
 from persona.plugins.backends.torch.text import TextEncoders
-from persona.plugins.backends.torch.trainables import Group, attach
+from persona.plugins.backends.torch.trainables import Group, attach, keep_short
 from persona.plugins.backends.torch.words import Words
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -77,24 +77,28 @@ class TorchSession:
         finite. Raises TrainingError when memory runs out."""
         self._set_training(True)
         with memory_errors():
-            x0, noise, mask = self._tensor(batch.latents), self._tensor(batch.noise), self._tensor(batch.mask)
-            a, s, p, q, w = (self._tensor(values) for values in (batch.a, batch.s, batch.p, batch.q, batch.w))
-            noisy = _per_sample(a) * x0 + _per_sample(s) * noise
-            target = _per_sample(p) * x0 + _per_sample(q) * noise
-            with self._autocast():
-                prediction = self._denoise(noisy, self._tensor(batch.timesteps), self._conditioning(batch))
-            errors = (prediction.float() - target) ** 2
-            losses = (errors if mask is None else errors * mask).mean(dim=(1, 2, 3))
-            self._optimizer.backward((w * losses).sum())
+            losses = self._losses(batch)
+            self._optimizer.backward((self._tensor(batch.w) * losses).sum())
             values: Array = losses.detach().cpu().numpy()
         if not np.isfinite(values).all():
             self._optimizer.clear()  # so that nothing can be made of them; the loop stops, and knows the step
+        return values
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Array:
+        """The unweighted loss per sample, [n] float32, without a gradient and without dropout; of the averages, with an
+        EMA."""
+        with memory_errors(), self._averaged():
+            self._set_training(False)
+            values: Array = self._losses(batch).cpu().numpy()
         return values
 
     def update(self, learning_rates: Sequence[float], max_norm: float) -> tuple[float, bool]:
         """One optimizer step; the gradient norm before clipping, and whether it was skipped for an fp16 overflow."""
         with memory_errors():
             norm, skipped = self._optimizer.update(learning_rates, max_norm)
+        for group in self._groups:
+            keep_short(group)
         if self._averages is not None and math.isfinite(norm):
             self._averages.follow()
         return norm, skipped
@@ -102,8 +106,7 @@ class TorchSession:
     @torch.no_grad()
     def sample(self, request: SampleRequest) -> Array:
         """[n, height, width, 3] uint8. With an EMA, the averages paint."""
-        averaged = self._averages.in_place() if self._averages is not None else nullcontext()
-        with memory_errors(), averaged:
+        with memory_errors(), self._averaged():
             self._set_training(False)
             self._parking.fetch(["vae", *self.base.text_encoders])
             parts = [
@@ -149,6 +152,8 @@ class TorchSession:
             for name, average in self._averages.averages.items() if self._averages is not None else ():
                 average.copy_(torch.from_numpy(np.array(state[f"ema/{name}"])))
         self._optimizer.load_state(state)
+        if self._averages is not None:
+            self._averages.updates = int(state["step"])
         generators = {name.removeprefix("rng/"): state[name] for name in state if name.startswith("rng/")}
         self.device.set_random_state({kind: torch.tensor(np.array(value)) for kind, value in generators.items()})
 
@@ -222,6 +227,22 @@ class TorchSession:
                 (enable or encoder.gradient_checkpointing_enable)()
 
     # -- computing -------------------------------------------------------------------------------------------------
+
+    def _losses(self, batch: Batch) -> Tensor:
+        """Squared error of the prediction, masked, mean of each sample, [n]."""
+        x0, noise, mask = self._tensor(batch.latents), self._tensor(batch.noise), self._tensor(batch.mask)
+        a, s, p, q = (self._tensor(values) for values in (batch.a, batch.s, batch.p, batch.q))
+        noisy = _per_sample(a) * x0 + _per_sample(s) * noise
+        target = _per_sample(p) * x0 + _per_sample(q) * noise
+        with self._autocast():
+            prediction = self._denoise(noisy, self._tensor(batch.timesteps), self._conditioning(batch))
+        errors = (prediction.float() - target) ** 2
+        losses: Tensor = (errors if mask is None else errors * mask).mean(dim=(1, 2, 3))
+        return losses
+
+    def _averaged(self) -> Any:
+        """Context in which the averages, if there are some, stand in for the values."""
+        return self._averages.in_place() if self._averages is not None else nullcontext()
 
     def _denoise(self, noisy: Tensor, timesteps: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         """The denoiser's prediction [n, c, h, w]."""

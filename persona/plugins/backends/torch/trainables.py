@@ -26,6 +26,7 @@ class Group:
     trained: Trained
     values: dict[str, nn.Parameter] = field(default_factory=dict)
     layers: dict[str, LowRankLayer] = field(default_factory=dict)
+    longest: dict[str, float] = field(default_factory=dict)  # of new rows: the norm none of them may exceed
 
 
 def attach(plan: TrainingPlan, components: Mapping[str, nn.Module], words: Mapping[str, Words]) -> list[Group]:
@@ -137,8 +138,21 @@ def _new_tokens(trained: NewTokens, components: Mapping[str, nn.Module], words: 
             ids = torch.tensor([start[n % len(start)] for n in range(token.vectors)])
             rows = nn.Parameter(table.base.weight[ids.to(table.base.weight.device)].detach().float().clone())
             table.added.append(rows)
-            group.values[f"{component}.{token.placeholder}"] = rows
+            name = f"{component}.{token.placeholder}"
+            group.values[name] = rows
+            if trained.norm_limit is not None:
+                lengths = torch.linalg.vector_norm(table.base.weight.detach().float(), dim=1)
+                group.longest[name] = trained.norm_limit * float(lengths.median())
     return group
+
+
+@torch.no_grad()
+def keep_short(group: Group) -> None:
+    """Shorten rows that have grown beyond the group's limit to it."""
+    for name, limit in group.longest.items():
+        rows = group.values[name]
+        lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)  # [n, 1]
+        rows.mul_((limit / lengths).clamp(max=1.0))
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
