@@ -13,7 +13,7 @@ import click
 import pytest
 
 from persona.cli import cli
-from persona.core.host import hooks
+from persona.core.host import contracts, hooks
 from persona.core.host.host import Host, PluginRecord
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +59,30 @@ def test_every_hook_has_an_example_that_plugs_in(hook: str, modules: Path) -> No
     if hook in kinds:
         ((name, _),) = host.provided(kinds[hook]).items()
         assert host.load(kinds[hook], name) is not None
+
+
+@pytest.mark.parametrize(
+    ("page", "module", "name", "contract"),
+    [
+        ("add-a-method.md", "biases", "Biases", contracts.Method),
+        ("add-a-backend.md", "biased", "BiasedBackend", contracts.Backend),
+        ("add-a-backend.md", "biased", "BiasedSession", contracts.Session),
+        ("add-a-format.md", "json_tensors", "JsonTensors", contracts.Container),
+        ("add-a-format.md", "arrows", "Arrows", contracts.Dialect),
+        ("plugins.md", "shouting", "Shouting", contracts.Dialect),
+        ("plugins.md", "telling", "Telling", contracts.Tracker),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_example_has_everything_its_contract_asks_for(
+    page: str, module: str, name: str, contract: type, modules: Path
+) -> None:
+    for block in code_blocks((ROOT / "docs" / page).read_text(encoding="utf-8"), "python"):
+        if block.startswith(f"# {module}.py\n"):
+            (modules / f"{module}.py").write_text(block, encoding="utf-8")
+    example = getattr(importlib.import_module(module), name)
+    asked = {word for word in (*vars(contract), *contract.__annotations__) if not word.startswith("_")}
+    assert sorted(word for word in asked if not hasattr(example, word)) == []
 
 
 def test_the_table_of_hooks_names_them_all() -> None:
