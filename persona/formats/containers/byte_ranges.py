@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,14 +29,21 @@ def file_size(path: Path) -> int:
         raise UnreadableFile(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
-def read_range(path: Path, offset: int, length: int) -> bytes:
-    """Exactly `length` bytes at `offset`. Raises UnreadableFile when the file is shorter or cannot be opened."""
+@contextlib.contextmanager
+def reading(path: Path, buffering: int = 0) -> Iterator[Any]:
+    """The file opened for reading bytes; whatever the system says against it becomes an UnreadableFile."""
     try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            data = _read_fully(file, length)
+        with path.open("rb", buffering=buffering) as file:
+            yield file
     except OSError as error:
         raise UnreadableFile(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def read_range(path: Path, offset: int, length: int) -> bytes:
+    """Exactly `length` bytes at `offset`. Raises UnreadableFile when the file is shorter or cannot be opened."""
+    with reading(path) as file:
+        file.seek(offset)
+        data = _read_fully(file, length)
     if len(data) != length:
         raise UnreadableFile(f"{path} ends before byte {offset + length}.")
     return data
@@ -58,16 +66,13 @@ def read_array(path: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, 
         return array
     view = array.reshape(-1).view(np.uint8).data
     done = 0
-    try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            while done < len(view):
-                count = file.readinto(view[done:])
-                if not count:
-                    raise UnreadableFile(f"{path} ends before byte {offset + array.nbytes}: it changed while in use.")
-                done += count
-    except OSError as error:
-        raise UnreadableFile(f"{path} cannot be read: {error.strerror or error}.") from error
+    with reading(path) as file:
+        file.seek(offset)
+        while done < len(view):
+            count = file.readinto(view[done:])
+            if not count:
+                raise UnreadableFile(f"{path} ends before byte {offset + array.nbytes}: it changed while in use.")
+            done += count
     return array
 
 
@@ -98,16 +103,26 @@ def little_endian_bytes(array: np.ndarray[Any, Any]) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def iterate_bytes(ref: TensorRef) -> Iterable[bytes | memoryview]:
+def iterate_bytes(ref: TensorRef) -> Iterator[bytes | memoryview]:
     """A tensor's bytes in pieces of at most 1 MiB, without holding it whole when it lies in a file."""
     if ref.span is None:
         data = _bytes_of(ref)
         for start in range(0, len(data), CHUNK):
             yield data[start : start + CHUNK]
         return
-    end = ref.span.offset + ref.span.length
-    for start in range(ref.span.offset, end, CHUNK):
-        yield read_range(ref.span.path, start, min(CHUNK, end - start))
+    _require_length(ref)
+    with reading(ref.span.path) as file:
+        file.seek(ref.span.offset)
+        for start in range(0, ref.nbytes, CHUNK):
+            piece = _read_fully(file, min(CHUNK, ref.nbytes - start))
+            if len(piece) < min(CHUNK, ref.nbytes - start):
+                raise UnreadableFile(f"{ref.span.path} is shorter than it was: it changed while in use.")
+            yield piece
+
+
+def _require_length(ref: TensorRef) -> None:
+    if ref.span is not None and ref.span.length != ref.nbytes:
+        raise ConversionError(f"A tensor of {ref.dtype} {list(ref.shape)} lies in {ref.span.length} bytes.")
 
 
 def write_tensors(out: BinaryIO, tensors: Iterable[TensorRef]) -> None:
@@ -120,8 +135,7 @@ def write_tensors(out: BinaryIO, tensors: Iterable[TensorRef]) -> None:
         pending: Span | None = None
         for ref in tensors:
             span = ref.span
-            if span is not None and span.length != ref.nbytes:
-                raise ConversionError(f"A tensor of {ref.dtype} {list(ref.shape)} lies in {span.length} bytes.")
+            _require_length(ref)
             if span is not None and pending is not None and _follows(span, pending):
                 pending = Span(pending.path, pending.offset, pending.length + span.length)
                 continue

@@ -29,6 +29,7 @@ from persona.formats.containers.byte_ranges import (
     is_possible,
     little_endian_bytes,
     read_range,
+    reading,
     tensor_in_file,
 )
 from persona.formats.containers.flatten import python_scalar
@@ -177,7 +178,7 @@ class _Message:
 
 
 def _values(path: Path, size: int) -> Iterator[_Value]:
-    with path.open("rb", buffering=1 << 16) as stream:
+    with reading(path, buffering=1 << 16) as stream:
         whole = _Message(path, stream, size)
         for _ in range(MOST_VALUES):
             if not whole.more():

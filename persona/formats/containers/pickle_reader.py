@@ -6,7 +6,6 @@ everything else is refused by name with its byte offset. Byte strings and long t
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from persona.core.host.errors import UnreadableFile
+from persona.formats.containers.byte_ranges import file_size, reading
 from persona.formats.containers.pickle_symbols import (
     ALLOWED,
     STORAGES,
@@ -46,14 +46,10 @@ def read_pickle(path: Path, start: int = 0, end: int | None = None) -> Pickled:
     """Interpret the pickle that begins at byte `start` of a file and ends before `end` (default: the file's end).
 
     Raises UnreadableFile for anything that a weight file does not do."""
-    try:
-        with path.open("rb", buffering=1 << 16) as file:
-            file.seek(0, io.SEEK_END)
-            size = file.tell()
-            file.seek(start)
-            return _Interpreter(path, file, min(size, end) if end is not None else size).run()
-    except OSError as error:
-        raise UnreadableFile(f"{path} cannot be read: {error.strerror or error}.") from error
+    size = file_size(path)
+    with reading(path, buffering=1 << 16) as file:
+        file.seek(start)
+        return _Interpreter(path, file, min(size, end) if end is not None else size).run()
 
 
 class _Interpreter:

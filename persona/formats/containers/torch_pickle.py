@@ -14,6 +14,7 @@ from typing import Any
 from persona.core.adapters.tensor import TensorRef
 from persona.core.host.contracts import State
 from persona.core.host.errors import UnreadableFile
+from persona.formats.containers.byte_ranges import file_size, read_range
 from persona.formats.containers.flatten import flatten, shortened
 from persona.formats.containers.pickle_arrays import numpy_tensor, torch_tensor
 from persona.formats.containers.pickle_reader import read_pickle
@@ -39,8 +40,7 @@ class TorchPickle:
 
     def read(self, path: Path) -> State:
         """Tensors lazy, read by byte range. Raises UnreadableFile."""
-        with path.open("rb") as file:
-            is_zip = file.read(2) == b"PK"
+        is_zip = read_range(path, 0, min(2, file_size(path))) == b"PK"
         value, storage_at = _read_zip(path) if is_zip else read_legacy(path)
         value, notes = _weights_of(value)
         flat = flatten(path, value, lambda leaf: _tensor(path, leaf, storage_at))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from persona.core.host.errors import UnreadableFile
-from persona.formats.containers.byte_ranges import CHUNK, file_size, read_range
+from persona.formats.containers.byte_ranges import CHUNK, file_size, read_range, reading
 
 STORED, DEFLATED = 0, 8
 MOST_MEMBERS = 1_000_000
@@ -47,7 +47,7 @@ def read_directory(path: Path) -> Mapping[str, Member]:
     members: dict[str, Member] = {}
     places: list[tuple[int, int, str]] = []
     position = 0
-    with path.open("rb") as file:
+    with reading(path, buffering=1 << 12) as file:
         for _ in range(count):
             entry, header, position = _entry(path, data, position)
             if entry.name in members:

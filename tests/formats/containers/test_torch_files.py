@@ -7,6 +7,8 @@ import os
 import pickle
 import re
 import struct
+import sys
+import types
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -332,3 +334,22 @@ def test_the_archive_is_one_that_zip_tools_accept(tmp_path: Path) -> None:
     assert data.index(arrays["w7"].tobytes()) % 64 == 0
     loaded = torch.load(io.BytesIO(data), weights_only=True)
     assert all(np.array_equal(loaded[name].numpy(), array) for name, array in arrays.items())
+
+
+def test_an_original_stable_diffusion_checkpoint_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CompVis' sd-v1-4.ckpt has a class of pytorch-lightning as a key and numpy numbers beside its state_dict."""
+    module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
+    made = type("ModelCheckpoint", (), {"__module__": module.__name__, "__qualname__": "ModelCheckpoint"})
+    module.ModelCheckpoint = made  # type: ignore[attr-defined]
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    value = {
+        "epoch": 0,
+        "callbacks": {made: {"best_model_score": np.float64(0.3), "best_model_path": "x"}},
+        "lr_schedulers": [{"base_lrs": [np.float32(1e-4)]}],
+        "state_dict": {"model.diffusion_model.out.2.bias": torch.ones(4)},
+    }
+    state = read_state(save(value, tmp_path / "sd-v1-4.ckpt"))
+    assert list(state.tensors) == ["model.diffusion_model.out.2.bias"]
+    assert any("callbacks" in note for note in state.notes)
