@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from persona.formats.adapters import read_adapter
+import persona
 from persona.formats.models import ldm_unet
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -27,7 +27,7 @@ def canonical(name: str, row: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['file']}@{row['alpha']}")
 def test_the_peers_own_delta_comes_out(row: dict[str, Any]) -> None:
-    adapter = read_adapter(FIXTURES / row["file"], alpha=row["alpha"])
+    adapter = persona.load(FIXTURES / row["file"], alpha=row["alpha"])
     assert adapter.leftovers == []
     assert adapter.family == row["family"] or row["family"] in adapter.families, (adapter.family, adapter.families)
     base = dict(np.load(FIXTURES / row["base_weights"])) if row.get("base_weights") else None

@@ -13,7 +13,12 @@ from persona.core.adapters.slots import LYCORIS, Slots
 from persona.core.host.errors import ConversionError
 from persona.formats.dialects import kohya
 from persona.formats.dialects.metadata import carried
-from persona.formats.dialects.original_places import original_denoiser_names, original_places, without_prefix
+from persona.formats.dialects.original_places import (
+    joined_paths,
+    original_denoiser_names,
+    original_places,
+    without_prefix,
+)
 from persona.formats.dialects.places import prefixed, unprefixed
 from persona.formats.dialects.table import Place, TableDialect
 
@@ -77,5 +82,7 @@ DIALECT = TableDialect(
     spellings=kohya.SPELLINGS | {"peft", "peft module", "patch"},
     suffixes_of=suffixes_of,
     header=header,
+    original=True,
+    joined=joined_paths,
     priority=30,
 )

@@ -34,7 +34,7 @@ def place(module: str) -> Place | None:
     flux = flux_to_original(name)
     path = FLUX.to_diffusers(flux) if flux else None
     if path is not None:
-        return Place("transformer", path, name, path in FLUX.swapped, frozenset({"flux1"}))
+        return Place("transformer", path, name, True, frozenset({"flux1"}))
     if match[1] and match[1].startswith("text_encoder"):
         return Place(match[1], diffusers_path(match[1], name), name)
     return prefixed(module) or unprefixed(name)

@@ -13,7 +13,7 @@ from persona.core.adapters.entry import Adapter, Entry
 from persona.core.adapters.slots import LYCORIS, Slots
 from persona.core.host.errors import ConversionError
 from persona.formats.dialects.metadata import carried, common
-from persona.formats.dialects.original_places import OriginalNames, original_denoiser_names
+from persona.formats.dialects.original_places import OriginalNames, joined_paths, original_denoiser_names
 from persona.formats.dialects.places import diffusers_path
 from persona.formats.dialects.table import Place, TableDialect
 from persona.formats.models.families import FAMILIES
@@ -173,5 +173,7 @@ DIALECT = TableDialect(
     spellings=SPELLINGS,
     suffixes_of=suffixes_of,
     header=header,
+    original=True,
+    joined=joined_paths,
     priority=40,
 )

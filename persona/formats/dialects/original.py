@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 
 from persona.core.adapters.slots import LYCORIS, Slots
 from persona.formats.dialects import comfy, kohya
-from persona.formats.dialects.original_places import OriginalNames, original_denoiser_names
+from persona.formats.dialects.original_places import OriginalNames, joined_paths, original_denoiser_names
 from persona.formats.dialects.table import Place, TableDialect
 
 
@@ -32,5 +32,7 @@ DIALECT = TableDialect(
     spellings=kohya.SPELLINGS | {"peft", "peft module"},
     suffixes_of=comfy.suffixes_of,
     header=comfy.header,
+    original=True,
+    joined=joined_paths,
     priority=20,
 )

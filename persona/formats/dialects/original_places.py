@@ -50,7 +50,7 @@ class OriginalNames:
             found = names.to_diffusers(name)
             if found is not None and name not in ("context_embedder",):
                 hint = None if name.startswith("final_layer") else frozenset({names.family})
-                return Place("transformer", found, name, found in names.swapped, hint)
+                return Place("transformer", found, name, True, hint)
         return None
 
 
@@ -124,3 +124,18 @@ def original_denoiser_names(adapter: Adapter) -> Callable[[Entry], str]:
         return name
 
     return name_of
+
+
+def joined_paths(adapter: Adapter) -> Callable[[Entry], str | None]:
+    """For each transformer module that the original keeps as rows of a larger one: the larger one's path."""
+    table = transformer_names(adapter)
+
+    def joined(entry: Entry) -> str | None:
+        if table is None or entry.component != "transformer":
+            return None
+        block, _, rest = entry.path.partition(".")
+        index, _, inside = rest.partition(".")
+        whole = table.fused_paths(block).get(inside)
+        return f"{block}.{index}.{whole}" if whole else None
+
+    return joined

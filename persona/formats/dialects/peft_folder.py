@@ -6,10 +6,13 @@ Source: huggingface/peft utils/save_and_load.py, tuners/{lora,loha,lokr}/config.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from persona.core.adapters.entry import Adapter, Entry
+from persona.core.adapters.evidence import decide
 from persona.core.adapters.slots import Slots
 from persona.core.host.contracts import Evidence, Output, State, Told
 from persona.core.host.errors import ConversionError, UnreadableFile
@@ -17,7 +20,8 @@ from persona.formats.dialects.entries import StoredScale
 from persona.formats.dialects.lora_config import alpha_from, config_of, matching
 from persona.formats.dialects.metadata import carried
 from persona.formats.dialects.places import prefixed, unprefixed
-from persona.formats.dialects.table import Place, TableDialect, anywhere, spelled
+from persona.formats.dialects.table import Place, TableDialect, anywhere, settle_family, spelled
+from persona.formats.models.families import FAMILIES
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 READABLE = ("LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT")
@@ -107,13 +111,20 @@ class PeftFolder:
     locator, scales = TABLE.locator, staticmethod(scales)
     families = None
 
+    def joined(self, adapter: Adapter) -> Callable[[Entry], str | None]:
+        """PEFT's models are diffusers': nothing is joined."""
+        return lambda entry: None
+
     def detect(self, state: State, siblings: Sequence[str]) -> Evidence:
         """See Dialect.detect."""
         return TABLE.detect(state, siblings)
 
     def read(self, state: State, told: Told) -> Adapter:
-        """See Dialect.read."""
-        return TABLE.read(state, told)
+        """See Dialect.read. The keys do not say which component they belong to: the config does, or the folder's name
+        when it is a component's."""
+        adapter = TABLE.read(state, told)
+        component = _component(told)
+        return adapter if component is None else _moved(adapter, component, told)
 
     def write(self, adapter: Adapter) -> Sequence[Output]:
         """Weights and config for each component, in a folder of its own when there are several."""
@@ -150,6 +161,24 @@ def _folder(prefix: str, component: str, entries: Sequence[Entry], adapter: Adap
         Output(tensors, {**metadata, "format": "pt"}, prefix + WEIGHTS),
         Output(name=prefix + CONFIG, document=config),
     ]
+
+
+def _component(told: Told) -> str | None:
+    folder = Path(told.path).parent.name
+    if folder in BASE_CLASSES:
+        return folder
+    mapping = told.configs.get(CONFIG, {}).get("auto_mapping")
+    base_class = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
+    return next((name for name, (known, _) in BASE_CLASSES.items() if known == base_class), None)
+
+
+def _moved(adapter: Adapter, component: str, told: Told) -> Adapter:
+    if {name for name, _ in adapter.entries} <= {component}:
+        return adapter
+    entries = {(component, path): replace(entry, component=component) for (_, path), entry in adapter.entries.items()}
+    moved = replace(adapter, entries=entries)
+    moved.families, moved.family = settle_family(decide(entries.values(), FAMILIES).families, told, moved)
+    return moved
 
 
 DIALECT = PeftFolder()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from persona.core.adapters.entry import Adapter, Entry, Leftover, Magnitude, Source
-from persona.core.adapters.evidence import decide, is_known, kernel_of
+from persona.core.adapters.evidence import decide, is_known, kernel_of, weight_shape
 from persona.core.adapters.reshaping import reshaped, same_bits, swapped_halves, transposed
 from persona.core.adapters.slots import Slots
 from persona.core.adapters.tensor import TensorRef, in_memory
@@ -28,12 +28,12 @@ from persona.formats.models.families import FAMILIES
 @dataclass(frozen=True)
 class Place:
     """Where a module lies: component, diffusers' path, its name inside the component as the file spells it, whether
-    its halves (shift, scale) are the other way round than diffusers has them, and the families so spelt."""
+    that is the original code's (which has some halves the other way round), and the families so spelt."""
 
     component: str
     path: str
     name: str = ""
-    swapped: bool = False
+    original: bool = False
     families: frozenset[str] | None = None
 
 
@@ -58,7 +58,8 @@ class TableDialect:
     `suffixes_of`, where they differ by module) spell the factors when writing; `spellings` are the grammar's spellings
     it reads; `applies(state)` is an extra condition (a container, a header); `scales` finds alpha in a header or
     config; `header(adapter)` makes the metadata to write; `priority` breaks ties between dialects that explain the
-    same keys; `families` limits what the evidence may leave.
+    same keys; `families` limits what the evidence may leave; `original` says that transformers are written as the
+    original code has them, and `joined(adapter)(entry)` then names the joined module that a module is part of.
     """
 
     name: str
@@ -73,6 +74,8 @@ class TableDialect:
     scales: Callable[[State, Told], StoredScale] = lambda state, told: _no_scale
     header: Callable[[Adapter], dict[str, str]] = lambda adapter: {}
     alpha_shape: tuple[int, ...] = ()
+    original: bool = False
+    joined: Callable[[Adapter], Callable[[Entry], str | None]] = lambda adapter: lambda entry: None
     priority: int = 0
     families: frozenset[str] | None = None
 
@@ -92,8 +95,10 @@ class TableDialect:
         return Evidence(share, (f"{len(mine)} of {len(grouped.groups)} modules are named like {example}",))
 
     def read(self, state: State, told: Told) -> Adapter:
-        """The adapter, lazily; see Dialect.read."""
-        return read_groups(self, (), state, told)
+        """The adapter, lazily; see Dialect.read. Modules spelt otherwise are read as their own dialect has them."""
+        from persona.formats.dialects.recognise import TABLES
+
+        return read_groups(self, [table for table in TABLES if table.name != self.name], state, told)
 
     def write(self, adapter: Adapter) -> Sequence[Output]:
         """One file: every entry under this dialect's name for it; see Dialect.write."""
@@ -103,7 +108,8 @@ class TableDialect:
         name_of = self.names(adapter)
         for entry in adapter.entries.values():
             suffixes = self.suffixes_of(entry) if self.suffixes_of else self.suffixes
-            tensors.update(spelled(entry, name_of(entry), suffixes, self.slots, self.alpha_shape))
+            shown = with_swapped_halves(entry) if self.original and halves_swapped(entry) else entry
+            tensors.update(spelled(shown, name_of(entry), suffixes, self.slots, self.alpha_shape))
         return (Output(tensors, self.header(adapter)),)
 
     def _speaks(self, group: Group) -> bool:
@@ -131,11 +137,11 @@ def read_groups(main: TableDialect, others: Sequence[TableDialect], state: State
     layout = decide_layout(grouped.groups.values(), state)
     adapter = Adapter(None, {}, metadata=dict(state.metadata), source=Source(told.path, state.container, main.name))
     adapter.notes += [*state.notes, *layout.notes]
-    scales = {dialect.name: dialect.scales(state, told) for dialect in (main, *others)}
-    locators = [(dialect, dialect.locator(grouped.groups)) for dialect in (main, *others)]
+    locators = _Locators((main, *others), grouped.groups)
     hints: set[str] = set()
+    scales: dict[str, StoredScale] = {}
     for one in grouped.groups.values():
-        dialect, place = _who_names(one.module, locators)
+        dialect, place = locators.find(one.module)
         if dialect is None or place is None:
             reason = "no family has a module of this name"
             adapter.leftovers += [_leftover(state, key, reason) for key in one.keys.values()]
@@ -148,12 +154,12 @@ def read_groups(main: TableDialect, others: Sequence[TableDialect], state: State
             place.component,
             place.path,
             told=told,
-            stored_scale=scales[dialect.name],
+            stored_scale=scales.setdefault(dialect.name, dialect.scales(state, told)),
             name_in_component=place.name or place.path,
             paddle=layout.paddle,
         )
         hints |= place.families or set()
-        _add(adapter, with_swapped_halves(entry) if place.swapped else entry)
+        _add(adapter, with_swapped_halves(entry) if place.original and halves_swapped(entry) else entry)
     _finish(adapter, grouped.bookkeeping, state, told, main.families or (frozenset(hints) if hints else None))
     adapter.leftovers += [_leftover(state, key, "no known suffix") for key in grouped.unexplained]
     for first, second in grouped.duplicates:
@@ -163,14 +169,21 @@ def read_groups(main: TableDialect, others: Sequence[TableDialect], state: State
     return adapter
 
 
-def _who_names(
-    module: str, locators: Sequence[tuple[TableDialect, Callable[[str], Place | None]]]
-) -> tuple[TableDialect | None, Place | None]:
-    for dialect, locate in locators:
-        place = locate(module)
-        if place is not None:
-            return dialect, place
-    return None, None
+class _Locators:
+    """The main dialect's names, then the others' in turn; each looks at the file when it is first asked."""
+
+    def __init__(self, dialects: Sequence[TableDialect], modules: Collection[str]) -> None:
+        self._dialects, self._modules = dialects, modules
+        self._made: list[tuple[TableDialect, Callable[[str], Place | None]]] = []
+
+    def find(self, module: str) -> tuple[TableDialect | None, Place | None]:
+        for number, dialect in enumerate(self._dialects):
+            if number == len(self._made):
+                self._made.append((dialect, dialect.locator(self._modules)))
+            place = self._made[number][1](module)
+            if place is not None:
+                return dialect, place
+        return None, None
 
 
 def _add(adapter: Adapter, entry: Entry) -> None:
@@ -245,13 +258,23 @@ def _leftover(state: State, key: str, reason: str) -> Leftover:
     return Leftover(key, ref.shape, str(ref.dtype), reason)
 
 
+def halves_swapped(entry: Entry) -> bool:
+    """Whether the original code has this modulation's shift and scale the other way round: the final layer's, and the
+    last context block's of SD3, which has two parts where the others have six (dialects.md §2.4, §2.5)."""
+    if entry.component != "transformer":
+        return False
+    if entry.path == "norm_out.linear":
+        return True
+    shape = weight_shape(entry) if entry.path.endswith(".norm1_context.linear") else None
+    return shape is not None and shape[0] == 2 * shape[1]
+
+
 def with_swapped_halves(entry: Entry) -> Entry:
     """Shift and scale exchanged: the row halves of up, of a difference, of the output axis' magnitude."""
-    factors = {
-        name: swapped_halves(ref) if name in ("up", "diff", "diff_b") else ref for name, ref in entry.factors.items()
-    }
-    if entry.algorithm in ("loha", "lokr", "glora"):
+    halved = {"lora": ("up",), "full": ("diff", "diff_b"), "loha": ("w1_a", "w2_a")}.get(entry.algorithm)
+    if halved is None or "t1" in entry.factors:
         raise ConversionError(f"{entry.name}: the halves of a {entry.algorithm} modulation cannot be exchanged.")
+    factors = {name: swapped_halves(ref) if name in halved else ref for name, ref in entry.factors.items()}
     magnitude = entry.magnitude
     if magnitude is not None and magnitude.axis == "out":
         magnitude = Magnitude(swapped_halves(magnitude.vector), "out")

@@ -28,7 +28,7 @@ def place(module: str) -> Place | None:
     name = without_prefix(module)
     match = _KEY_NUMBERED.match(name) or _KEY.match(name)
     path = INSIDE.get((match[1], match[3], match[4])) if match else None
-    return Place("transformer", path.format(match[2]), name, False, frozenset({"flux1"})) if match and path else None
+    return Place("transformer", path.format(match[2]), name, True, frozenset({"flux1"})) if match and path else None
 
 
 DIALECT = TableDialect(

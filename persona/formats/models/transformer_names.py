@@ -1,7 +1,8 @@
 """Diffusion transformers' names: diffusers' and the original code's, one table each way (dialects.md §2.4, §2.5).
 
 A value in brackets is a module that the original joins: `attn.[to_q,to_k,to_v]` is three of diffusers' modules
-stacked by rows. `swapped` lists modules whose shift and scale halves are the other way round in the original.
+stacked by rows. The halves (shift, scale) that the original has
+the other way round are known to dialects/table.py.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ class TransformerNames:
     family: str
     blocks: Mapping[str, tuple[str, Mapping[str, str]]]
     top: Mapping[str, str]
-    swapped: frozenset[str] = frozenset()
 
     def to_diffusers(self, name: str) -> str | None:
         """The original's name -> diffusers' path (perhaps fused), or None."""
@@ -109,7 +109,6 @@ FLUX = TransformerNames(
         "final_layer.linear": "proj_out",
         "final_layer.adaLN_modulation.1": "norm_out.linear",
     },
-    swapped=frozenset({"norm_out.linear"}),
 )
 
 SD3 = TransformerNames(
@@ -149,5 +148,4 @@ SD3 = TransformerNames(
         "final_layer.linear": "proj_out",
         "final_layer.adaLN_modulation.1": "norm_out.linear",
     },
-    swapped=frozenset({"norm_out.linear"}),
 )
