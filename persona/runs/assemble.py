@@ -3,6 +3,7 @@ recipe over the method's defaults."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,16 @@ def base_defaults(base: str, method: str) -> dict[str, Any]:
     return dict(found)
 
 
+def own_words(options_class: type) -> str:
+    """What one's own pictures need beside their folder, as it is typed."""
+    fields = {field.name for field in dataclasses.fields(options_class)}
+    if "class_word" in fields:
+        return " --class WORD"
+    if "placeholder" in fields:
+        return " --placeholder '<my-word>' --initializer WORD"
+    return ' --prompt "a photo of …"' if "prompt" in fields else ""
+
+
 def with_example(values: Mapping[str, Any], options_class: type) -> tuple[dict[str, Any], str]:
     """The values with the shipped example subject filled in, and the line that says so."""
     import yaml
@@ -112,6 +123,6 @@ def with_example(values: Mapping[str, Any], options_class: type) -> tuple[dict[s
     filled["data"] = str(folder)
     note = (
         f"no pictures were named: training the shipped example subject ({name}) on {filled.get('base', 'mini')}.\n"
-        f"For your own: persona train --plugin {values['method']} --data FOLDER --class WORD"
+        f"For your own: persona train --plugin {values['method']} --data FOLDER{own_words(options_class)}"
     )
     return filled, note

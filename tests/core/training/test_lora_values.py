@@ -50,3 +50,13 @@ def test_up_starts_at_zero():
 def test_an_unknown_initialisation_is_refused():
     with pytest.raises(UsageError, match="gaussian"):
         initial_down(0, NAME, (4, 16), "gausian")
+
+
+def test_orthogonal_rows_are_at_right_angles_and_as_long_as_kaimings():
+    rows = initial_down(0, NAME, (6, 4, 3, 3), "orthogonal").reshape(6, 36).astype(np.float64)
+    np.testing.assert_allclose(rows @ rows.T, np.eye(6) / 3, atol=1e-7)
+    kaiming = initial_down(0, NAME, (64, 400)).astype(np.float64)
+    assert (kaiming**2).sum(1).mean() == pytest.approx(1 / 3, rel=0.02)
+    more = initial_down(0, NAME, (5, 3), "orthogonal").astype(np.float64)
+    np.testing.assert_allclose(more[:3] @ more[:3].T, np.eye(3) / 3, atol=1e-7)
+    assert np.isfinite(more).all()
