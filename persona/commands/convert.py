@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,8 @@ persona convert lora.ckpt - --alpha 16 > lora.safetensors"""
 )
 @click.option("--dtype", metavar="DTYPE", help="float16, bfloat16 or float32; default: as it is.")
 @click.option("--rank", type=int, metavar="RANK", help="Highest rank, where the target needs an approximation (SVD).")
+@click.option("--base", metavar="MODEL", help="The base model, where a rewriting needs its weights (DoRA, IA3, GLoRA).")
+@click.option("--drop", is_flag=True, help="Leave out modules that the target cannot hold; they are named.")
 @click.option("--fix", "fixes", multiple=True, metavar="NAME", help="Mend a known fault: split-qkv-alpha.")
 @click.option("--allow-leftovers", is_flag=True, help="Leave keys behind that nobody can explain; they are named.")
 @click.option("--dry-run", is_flag=True, help="Print what would happen to every module; write nothing.")
@@ -143,7 +145,10 @@ class Teller:
         verb = "would write" if self.wish.dry_run else "wrote"
         self._line(f"{source}: {report.source}, {report.summary}", err=self.to_stdout)
         self._line(f"{verb} {written}: {report.dialect} ({report.container})", err=self.to_stdout)
-        for note in report.notes:
+        if self.wish.dry_run:
+            for line in steps_table(report.steps):
+                self._line(f"  {line}", err=self.to_stdout)
+        for note in (*costs(report.steps), *report.notes):
             self._line(f"  {note}", err=True)
 
     def _error(self, outcome: Outcome) -> None:
@@ -157,6 +162,33 @@ class Teller:
 
     def _line(self, text: str, *, err: bool) -> None:
         click.echo(self.readable(text), err=err)
+
+
+def costs(steps: Sequence[Any]) -> list[str]:
+    """What happened to modules beyond a new name: action, how many, at what cost."""
+    counted: dict[tuple[str, str], list[Any]] = {}
+    for step in steps:
+        if step.action not in ("rename", "write beside"):
+            counted.setdefault((step.action, step.cost), []).append(step)
+    lines = []
+    for (action, cost), found in counted.items():
+        details = list(dict.fromkeys(step.detail for step in found))
+        more = f" and {len(details) - 1} other cases" if len(details) > 1 else ""
+        modules = "1 module" if len(found) == 1 else f"{len(found)} modules"
+        lines.append(f"{action}: {modules}, {cost} ({details[0]}{more})")
+        if cost == "approximate":
+            lines += [f"  {step.module}: {step.detail}" for step in found]
+    return lines
+
+
+def steps_table(steps: Sequence[Any]) -> list[str]:
+    """A line for every module and step: action, cost, module, detail."""
+    rows = [(step.action, step.cost, step.module, step.detail) for step in steps]
+    if not rows:
+        return []
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip()
+            for row in rows]  # fmt: skip
 
 
 def _document(outcome: Outcome) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def container_for(path: Path, host: Host, preferred: Sequence[str] = ()) -> Any:
     if not fitting:
         known = [ending for found in described.values() for ending in found.suffixes]
         raise UsageError(
-            f"Nothing is written as {suffix or 'a file without an ending'} ({path.name}). {did_you_mean(suffix, known)}",
+            f"Nothing is written as {suffix or 'a file without an ending'} ({path.name}). "
+            f"{did_you_mean(suffix, known)}",
             hint=f"Give the output a known ending, for example {path.stem or 'adapter'}.safetensors",
         )
     order = [name for name in (*preferred, *ADAPTER_CONTAINERS.get(suffix, ())) if name in fitting]

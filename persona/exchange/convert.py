@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from persona.core.adapters.entry import Adapter
 from persona.core.host.errors import ConversionError, OutputExists, UsageError, did_you_mean
@@ -16,6 +16,9 @@ from persona.exchange.load import load_adapter
 from persona.exchange.report import Report
 from persona.exchange.save import Target, sheets, target_for, write_sheets
 from persona.formats.containers.atomic import refuse_existing
+
+if TYPE_CHECKING:
+    from persona.core.adapters.conversion import Plan
 
 FIXES = ("split-qkv-alpha",)
 ALPHA_ORIGINS = {
@@ -36,6 +39,8 @@ class Wish:
     family: str | None = None
     dtype: str | None = None
     rank: int | None = None
+    base: str | None = None
+    drop: bool = False
     fixes: tuple[str, ...] = ()
     allow_leftovers: bool = False
     force: bool = False
@@ -85,11 +90,11 @@ def convert(sources: Sequence[Path], destination: Path, wish: Wish, host: Host) 
     notes += _metadata_notes(adapter, files)
     if target.dialect is not None and adapter.embeddings and len(files) > 1:
         notes.append(f"{target.name} has no place for words beside the modules: {files[-1].path.name} holds them")
-    written = (
-        tuple(sheet.path for sheet in files) if wish.dry_run else tuple(write_sheets(files, target, force=wish.force))
-    )
-    return Report(
-        written,
+    if wish.certificate is not None:
+        refuse_existing(wish.certificate, overwrite=wish.force)
+    paths = [sheet.path for sheet in files] if wish.dry_run else write_sheets(files, target, force=wish.force)
+    report = Report(
+        tuple(paths),
         tuple(steps),
         tuple(dict.fromkeys(notes)),
         _spelling(adapter),
@@ -97,15 +102,77 @@ def convert(sources: Sequence[Path], destination: Path, wish: Wish, host: Host) 
         target.container.name if target.container else "folder",
         summary(adapter),
     )
+    return _certified(report, adapter, sources, wish, host)
+
+
+def _certified(report: Report, adapter: Adapter, sources: Sequence[Path], wish: Wish, host: Host) -> Report:
+    """The report with its certificate, written beside, when one was asked for."""
+    if wish.certificate is None or wish.dry_run:
+        return report
+    from persona.exchange.certificates import certificate, write_certificate
+
+    document = certificate(adapter, report, sources, host, _base(wish))
+    write_certificate(wish.certificate, document, force=wish.force)
+    worst = max([document["worst_relative_error"], *document["words"].values()])
+    note = f"certificate {wish.certificate}: worst relative error of a module {worst:.3g}"
+    if document["missing"]:
+        note += f"; {len(document['missing'])} modules are missing in the output"
+    if document["unmeasured"]:
+        note += f"; {len(document['unmeasured'])} need the base model to be measured (--base)"
+    return replace(report, notes=(*report.notes, note), certificate=document)
 
 
 def _planned(adapter: Adapter, target: Target, wish: Wish) -> tuple[Adapter, Sequence[Any]]:
-    """The adapter as the target can hold it, and the steps that make it so."""
-    if wish.dtype is not None:
-        from persona.exchange.casting import dtype_called, with_dtype
+    """The adapter as the target can hold it, and the steps that make it so. Raises ConversionError for a module that
+    it cannot hold, unless a dry run only wants to see."""
+    if target.dialect is None:
+        return _cast(adapter, wish.dtype), ()
+    if wish.dtype is not None and _widens(adapter, wish.dtype):
+        adapter = _cast(adapter, wish.dtype)
+    made = plan_for(adapter, target, wish)
+    if not wish.dry_run:
+        made.demand()
+        if not made.adapter.entries:
+            raise ConversionError(f"{target.name} can hold none of the {len(adapter.entries)} modules.")
+    return _cast(made.adapter, wish.dtype), made.steps
 
-        adapter = with_dtype(adapter, dtype_called(wish.dtype))
-    return adapter, ()
+
+def plan_for(adapter: Adapter, target: Target, wish: Wish) -> Plan:
+    """The planner's answer for the slots of the target's dialect and container together."""
+    from persona.core.adapters.conversion import Wishes, plan
+
+    joined = getattr(target.dialect, "joined", None)
+    return plan(
+        adapter,
+        target.slots,
+        target.name,
+        wishes=Wishes(rank=wish.rank, base=_base(wish), drop=wish.drop),
+        **({"fused_path": joined(adapter)} if joined is not None else {}),
+    )
+
+
+def _base(wish: Wish) -> Any:
+    if wish.base is None:
+        return None
+    from persona.exchange.base_weights import base_weights
+
+    return base_weights(wish.base)
+
+
+def _cast(adapter: Adapter, dtype: str | None) -> Adapter:
+    if dtype is None:
+        return adapter
+    from persona.exchange.casting import dtype_called, with_dtype
+
+    return with_dtype(adapter, dtype_called(dtype))
+
+
+def _widens(adapter: Adapter, dtype: str) -> bool:
+    """Whether every factor gets more bits: then it is cast before anything is calculated, else after."""
+    from persona.exchange.casting import dtype_called
+
+    wanted = dtype_called(dtype).itemsize
+    return all(ref.dtype.itemsize <= wanted for entry in adapter.entries.values() for ref in entry.factors.values())
 
 
 def _refuse_own_source(sources: Sequence[Path], destination: Path) -> None:
@@ -171,7 +238,8 @@ def _leftovers(adapter: Adapter, wish: Wish) -> list[str]:
 
 def _metadata_notes(adapter: Adapter, files: Sequence[Any]) -> list[str]:
     """Text of the source that the output does not carry."""
-    kept = {key for sheet in files for key in sheet.output.metadata}
+    with_text = [sheet for sheet in files if sheet.container is not None and sheet.container.name == "safetensors"]
+    kept = {key for sheet in with_text for key in sheet.output.metadata}
     ours = ("format", "lora_adapter_metadata")
     lost = sorted(key for key in adapter.metadata if key not in kept and key not in ours)
     if not lost:

@@ -112,6 +112,8 @@ def configs_beside(path: Path) -> Mapping[str, Mapping[str, Any]]:
     """The small JSON files next to an adapter that say something about it (PEFT's adapter_config.json).
     Raises UnreadableFile for one that is not JSON: without it the strength would be guessed."""
     file = path.parent / "adapter_config.json"
+    if not path.name.startswith("adapter_model"):
+        return {}
     try:
         if not file.is_file() or file.stat().st_size > LARGEST_CONFIG:
             return {}

@@ -33,5 +33,9 @@ class Report:
             "to": self.dialect,
             "container": self.container,
             "content": self.summary,
+            "steps": [
+                {"module": step.module, "action": step.action, "cost": step.cost, "detail": step.detail}
+                for step in self.steps
+            ],
             "notes": list(self.notes),
         }
