@@ -69,11 +69,11 @@ def plugged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def narrow_sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a narrow SD1.5: 64x64 pictures, random weights, steps in a tenth of a second."""
+def tiny_sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny base shaped like SD1.5: 64x64 pictures, random weights, steps in hundredths of a second."""
     from tests.narrow_models import narrow_pipeline
 
-    return narrow_pipeline("sd1", tmp_path_factory.mktemp("bases") / "sd1")
+    return narrow_pipeline("tiny", tmp_path_factory.mktemp("bases") / "tiny")
 
 
 @pytest.fixture

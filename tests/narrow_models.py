@@ -16,6 +16,14 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 _CROSS = "CrossAttnDownBlock2D"
 _UNET: dict[str, dict[str, Any]] = {
+    "tiny": {  # no real model's depth: for tests of whole runs, many of which have to fit into a minute
+        "block_out_channels": (16, 32),
+        "down_block_types": ("DownBlock2D", _CROSS),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 32,
+    },
     "sd1": {"block_out_channels": (32, 64, 64, 64), "attention_head_dim": 8, "cross_attention_dim": 32},
     "sd2": {
         "block_out_channels": (32, 64, 64, 64),
@@ -37,6 +45,7 @@ _UNET: dict[str, dict[str, Any]] = {
     },
 }
 _TEXT: dict[str, dict[str, dict[str, Any]]] = {
+    "tiny": {"text_encoder": {"hidden_size": 32, "num_hidden_layers": 2, "hidden_act": "quick_gelu"}},
     "sd1": {"text_encoder": {"hidden_size": 32, "num_hidden_layers": 12, "hidden_act": "quick_gelu"}},
     "sd2": {"text_encoder": {"hidden_size": 48, "num_hidden_layers": 23, "hidden_act": "gelu"}},
     "sdxl": {
@@ -44,11 +53,16 @@ _TEXT: dict[str, dict[str, dict[str, Any]]] = {
         "text_encoder_2": {"hidden_size": 48, "num_hidden_layers": 32, "hidden_act": "gelu", "projection_dim": 40},
     },
 }
-_PIPELINE = {"sd1": "StableDiffusionPipeline", "sd2": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
+_PIPELINE = {
+    "tiny": "StableDiffusionPipeline",
+    "sd1": "StableDiffusionPipeline",
+    "sd2": "StableDiffusionPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+}
 
 
 def narrow_pipeline(kind: str, folder: Path, *, seed: int = 0) -> Path:
-    """Write a narrow `kind` ("sd1", "sd2", "sdxl") into `folder`, made if missing; a seed always writes the same."""
+    """Write a narrow `kind` ("sd1", "sd2", "sdxl", or "tiny": sd1 with fewer layers) into `folder`, made if missing; a seed always writes the same."""
     import torch
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -61,7 +75,7 @@ def narrow_pipeline(kind: str, folder: Path, *, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(sample_size=8, norm_num_groups=GROUPS, **_UNET[kind])
         vae = AutoencoderKL(
-            block_out_channels=(32, 32, 32, 32),
+            block_out_channels=(8, 8, 8, 8) if kind == "tiny" else (32, 32, 32, 32),
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             layers_per_block=1,

@@ -132,7 +132,7 @@ def _resume(run: RunFolder, ready: Prepared, host: Host, *, allow_change: bool, 
     saved = checkpoints(run)
     done, state = load_checkpoint(saved[-1]) if saved else (0, None)
     further = f"Train it further: persona train --resume {run.path} --steps {done + 100}"
-    if done == ready.plan.steps and run.product:
+    if done == ready.plan.steps == facts.get("product_steps") and run.product:
         raise ResumeError(f"{run.path} is finished: {done} steps, the product is {run.product}.", hint=further)
     if done > ready.plan.steps:
         raise ResumeError(f"{run.path} has made {done} steps already, more than {ready.plan.steps}.", hint=further)
@@ -179,14 +179,15 @@ def execute(
         if state is not None:
             session.load_state(state)
         train(run, plan, given, session, host, recipe, ready.prompts, done=done, emit=emit, stop=stop)
-        words = product_words(plan, base, recipe)
-        product = write_product(session.product(), run, base, words)
+        references = [Path(picture.path) for picture in plan.streams[0].pictures]
+        sheet = run_sheet(run.samples, ready.prompts, [path for path in references if path.is_file()])
+        if sheet is not None:
+            save_picture(sheet, run.path / "sheet.png")
+        product = write_product(session.product(), run, base, product_words(plan, base, recipe))
     finally:
         session.close()
-    references = [Path(picture.path) for picture in plan.streams[0].pictures]
-    sheet = run_sheet(run.samples, ready.prompts, [path for path in references if path.is_file()])
-    if sheet is not None:
-        save_picture(sheet, run.path / "sheet.png")
+    # Said last: until then a product may be that of fewer steps, from before the run was trained further.
+    write_facts(run, {**run.facts(), "product_steps": plan.steps, "finished": now()})
     for complaint in host.announce("persona_run_finished", run=run.path, product=product):
         emit(Note(complaint))
 
@@ -420,8 +421,13 @@ def facts_of(ready: Prepared, backend: str) -> dict[str, Any]:
         "base": ready.base.id,
         "base_hash": ready.base.hash,
         "pictures": {picture.path: picture.sha256 for s in ready.plan.streams for picture in s.pictures},
-        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "started": now(),
     }
+
+
+def now() -> str:
+    """The time in UTC, as ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def product_words(plan: TrainingPlan, base: Base, recipe: Recipe) -> dict[str, str]:
