@@ -21,14 +21,14 @@ def folds_exactly(scale: float) -> bool:
 
 
 def folded(entry: Entry) -> Entry:
-    """The same ΔW with scale 1: `up` (w1_a, w1 …) takes the scale; `down` instead when a half-precision `up` would
-    become too small."""
+    """The same ΔW with scale 1: `up` (w1_a, w1 …) takes the scale."""
     scale = entry.scale.value
     plain = Scale(float(entry.scale.rank), entry.scale.rank, "rank", entry.scale.origin)
     if scale == 1.0:
         return replace(entry, scale=plain)
-    name = _carrier(entry, scale)
-    factors = {**entry.factors, name: scaled(entry.factors[name], scale)}
+    factors = dict(entry.factors)
+    for name, share in _shares(entry, scale).items():
+        factors[name] = scaled(factors[name], share)
     bias = scaled(entry.bias, scale) if entry.bias is not None else None
     return replace(entry, factors=factors, scale=plain, bias=bias)
 
@@ -40,11 +40,14 @@ def scaled(ref: TensorRef, scale: float) -> TensorRef:
     return TensorRef(ref.dtype, ref.shape, lambda: np.multiply(ref.read().astype(working), factor).astype(ref.dtype))
 
 
-def _carrier(entry: Entry, scale: float) -> str:
+def _shares(entry: Entry, scale: float) -> dict[str, float]:
+    """What each factor is multiplied by: all of it goes into one, unless a half-precision `up` would become so small
+    that it loses bits; then `down` takes half of the exponent, which costs it nothing."""
     name = next(name for name in ("up", "w1_a", "w1", "b1", "diff") if name in entry.factors)
     ref = entry.factors[name]
-    if name == "up" and ref.dtype == np.float16 and abs(scale) < 1:
+    if name == "up" and ref.dtype == np.float16 and 0 < abs(scale) < 1:
         largest = float(np.abs(ref.read().astype(np.float32)).max(initial=0.0))
         if 0 < largest * abs(scale) < SMALLEST_HALF:
-            return "down"
-    return name
+            half = 2.0 ** (math.frexp(scale)[1] // 2)
+            return {"down": half, "up": scale / half}
+    return {name: scale}

@@ -238,6 +238,23 @@ class Dialect(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class OptimizerChoice:
+    """An optimizer of another package, for `persona_optimizers`.
+
+    `package` is the module to look for and `install` the line that installs it. `classes` names by backend the class,
+    "module:attribute", which is called with the parameter groups. `keywords` are the plan's fields (betas, epsilon,
+    weight_decay) by what the class calls them, `constants` what it is told besides; --optimizer-option adds to both.
+    `learning_rate` is the one it wants when it is not AdamW's."""
+
+    package: str
+    install: str
+    classes: Mapping[str, str]
+    keywords: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    learning_rate: float | None = None
+
+
 class Tracker(Protocol):
     """Somebody who is told how a run goes."""
 

@@ -17,7 +17,7 @@ from persona.core.adapters.slots import Slots
 from persona.core.adapters.tensor import TensorRef
 from persona.core.host.contracts import Evidence, Output, State, Told
 from persona.core.host.errors import ConversionError, UnreadableFile
-from persona.formats.dialects.table import settle_family
+from persona.formats.dialects.family_choice import settle_family
 from persona.formats.models import sd1
 from persona.formats.models.families import FAMILIES
 

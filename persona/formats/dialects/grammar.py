@@ -7,6 +7,7 @@ what is left must be the same string for every factor of one module.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -81,6 +82,12 @@ WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|_fsdp_wrapped_module\.)+")
 
 _ALTERNATIVES = [(suffix, factor, spelling) for spelling, table in SUFFIXES.items() for suffix, factor in table]
 _KEY = re.compile("^(.+?)(?:" + "|".join(f"({suffix})" for suffix, _, _ in _ALTERNATIVES) + ")$")
+_LITERAL = {
+    suffix.replace(r"\.", "."): (factor, spelling)
+    for suffix, factor, spelling in _ALTERNATIVES
+    if re.fullmatch(r"(?:\\\.\w+)+", suffix)
+}
+_LONGEST = max(suffix.count(".") for suffix in _LITERAL)
 
 
 @dataclass
@@ -102,7 +109,7 @@ class Grouped:
     duplicates: list[tuple[str, str]]
 
 
-_last: tuple[Iterable[str], Grouped] | None = None
+_last = threading.local()
 
 
 def group(keys: Iterable[str]) -> Grouped:
@@ -110,10 +117,30 @@ def group(keys: Iterable[str]) -> Grouped:
 
     Every dialect asks this of the same file in turn, so the last answer is kept.
     """
-    global _last
-    if _last is None or _last[0] is not keys:
-        _last = (keys, _group(keys))
-    return _last[1]
+    if getattr(_last, "keys", None) is not keys:
+        _last.keys, _last.grouped = keys, _group(keys)
+    grouped: Grouped = _last.grouped
+    return grouped
+
+
+def split_key(key: str) -> tuple[str, str, str] | None:
+    """(module, factor, spelling) of a key, or None. Whole words behind dots are looked up, the longest first; only a
+    key that no such suffix ends is searched, which costs fifty times as much."""
+    place = len(key)
+    found = None
+    for _ in range(_LONGEST):
+        place = key.rfind(".", 0, place)
+        if place <= 0:
+            break
+        if key[place:] in _LITERAL:
+            found = (key[:place], *_LITERAL[key[place:]])
+    if found is not None:
+        return found
+    match = _KEY.match(key)
+    if match is None:
+        return None
+    _, factor, spelling = _ALTERNATIVES[match.lastindex - 2]  # type: ignore[operator]
+    return match[1], factor, spelling
 
 
 def _group(keys: Iterable[str]) -> Grouped:
@@ -125,10 +152,9 @@ def _group(keys: Iterable[str]) -> Grouped:
         if bare in input_scaled:
             _put(result, bare[: -len(".weight")], "weight", "ia3", key)
             continue
-        match = _KEY.match(bare)
-        if match:
-            _, factor, spelling = _ALTERNATIVES[match.lastindex - 2]  # type: ignore[operator]
-            _put(result, match[1], factor, spelling, key)
+        parts = split_key(bare)
+        if parts:
+            _put(result, *parts, key)
         elif BOOKKEEPING.search(bare):
             result.bookkeeping.append(key)
         else:

@@ -67,7 +67,10 @@ def encoder_place(module: str) -> Place | None:
     for prefix, component, style in ENCODERS:
         if module.startswith(prefix):
             name = module[len(prefix) :]
-            path = openclip.to_huggingface(name) if style == "openclip" else diffusers_path(component, name)
+            if style == "openclip":
+                path = openclip.to_huggingface(name) if name != "text_projection" else None  # stored transposed
+            else:
+                path = diffusers_path(component, name)
             return Place(component, path, name) if path else None
     return None
 

@@ -17,10 +17,12 @@ from persona.core.adapters.slots import Slots
 from persona.core.host.contracts import Evidence, Output, State, Told
 from persona.core.host.errors import ConversionError, UnreadableFile
 from persona.formats.dialects.entries import StoredScale
+from persona.formats.dialects.family_choice import settle_family
 from persona.formats.dialects.lora_config import alpha_from, config_of, matching
 from persona.formats.dialects.metadata import carried
 from persona.formats.dialects.places import prefixed, unprefixed
-from persona.formats.dialects.table import Place, TableDialect, anywhere, settle_family, spelled
+from persona.formats.dialects.spelling import spelled
+from persona.formats.dialects.table import Place, TableDialect, anywhere
 from persona.formats.models.families import FAMILIES
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -1,0 +1,132 @@
+"""Reading with tables: a file's modules one by one, each by the dialect that names it; what is there twice or left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+
+from persona.core.adapters.entry import Adapter, Entry, Leftover, Source
+from persona.core.adapters.evidence import decide, kernel_of
+from persona.core.adapters.reshaping import same_bits
+from persona.core.host.contracts import State, Told
+from persona.core.host.errors import UnreadableFile
+from persona.formats.dialects.entries import StoredScale, build_entry
+from persona.formats.dialects.family_choice import settle_family
+from persona.formats.dialects.grammar import group
+from persona.formats.dialects.layout import decide_layout
+from persona.formats.dialects.spelling import halves_swapped, with_swapped_halves
+from persona.formats.dialects.table import Place, TableDialect
+from persona.formats.models.families import FAMILIES
+
+
+def read_groups(main: TableDialect, others: Sequence[TableDialect], state: State, told: Told) -> Adapter:
+    """Read a file whose modules are spelt by `main`; a module that it cannot name may be named by one of `others`,
+    because files that mix dialects exist (dialects.md §1.4)."""
+    grouped = group(state.tensors)
+    layout = decide_layout(grouped.groups.values(), state)
+    adapter = Adapter(None, {}, metadata=dict(state.metadata), source=Source(told.path, state.container, main.name))
+    adapter.notes += [*state.notes, *layout.notes]
+    locators = _Locators((main, *others), grouped.groups)
+    hints: set[str] = set()
+    scales: dict[str, StoredScale] = {}
+    for one in grouped.groups.values():
+        dialect, place = locators.find(one.module)
+        if dialect is None or place is None:
+            reason = "no family has a module of this name"
+            adapter.leftovers += [_leftover(state, key, reason) for key in one.keys.values()]
+            continue
+        if dialect is not main:
+            _note_once(adapter, f"some modules are spelt as {dialect.name} does")
+        entry = build_entry(
+            one,
+            state.tensors,
+            place.component,
+            place.path,
+            told=told,
+            stored_scale=scales.setdefault(dialect.name, dialect.scales(state, told)),
+            name_in_component=place.name or place.path,
+            paddle=layout.paddle,
+        )
+        hints |= place.families or set()
+        _add(adapter, with_swapped_halves(entry) if place.original and halves_swapped(entry) else entry)
+    _finish(adapter, grouped.bookkeeping, state, told, main.families or (frozenset(hints) if hints else None))
+    adapter.leftovers += [_leftover(state, key, "no known suffix") for key in grouped.unexplained]
+    for first, second in grouped.duplicates:
+        if not same_bits(state.tensors[first], state.tensors[second]):
+            raise UnreadableFile(f"{first} and {second} mean the same and differ.")
+        _note_once(adapter, f"{second} repeats {first} bit for bit and was passed over")
+    return adapter
+
+
+class _Locators:
+    """The main dialect's names, then the others' in turn; each looks at the file when it is first asked."""
+
+    def __init__(self, dialects: Sequence[TableDialect], modules: Collection[str]) -> None:
+        self._dialects, self._modules = dialects, modules
+        self._made: list[tuple[TableDialect, Callable[[str], Place | None]]] = []
+
+    def find(self, module: str) -> tuple[TableDialect | None, Place | None]:
+        for number, dialect in enumerate(self._dialects):
+            if number == len(self._made):
+                self._made.append((dialect, dialect.locator(self._modules)))
+            place = self._made[number][1](module)
+            if place is not None:
+                return dialect, place
+        return None, None
+
+
+def _add(adapter: Adapter, entry: Entry) -> None:
+    key = (entry.component, entry.path)
+    if key not in adapter.entries:
+        adapter.entries[key] = entry
+        return
+    before = adapter.entries[key]
+    same = before.factors.keys() == entry.factors.keys() and before.scale == entry.scale
+    if not same or not all(same_bits(before.factors[name], entry.factors[name]) for name in entry.factors):
+        raise UnreadableFile(
+            f"{entry.name} is there twice with different values: "
+            f"{next(iter(before.origin.values()))} and {next(iter(entry.origin.values()))}."
+        )
+    _note_once(adapter, f"{entry.name} is there twice, bit for bit the same; one was kept")
+
+
+def _finish(
+    adapter: Adapter, bookkeeping: Sequence[str], state: State, told: Told, limit: frozenset[str] | None
+) -> None:
+    if limit == frozenset({"flux1"}):
+        _move_t5_for_flux(adapter)
+    verdict = decide(adapter.entries.values(), FAMILIES)
+    families = verdict.families & limit if limit and verdict.families & limit else verdict.families
+    adapter.families, adapter.family = settle_family(families, told, adapter)
+    order = [FAMILIES[name] for name in FAMILIES if name in (adapter.families or FAMILIES)]
+    adapter.entries = {key: replace(entry, kernel=kernel_of(entry, order)) for key, entry in adapter.entries.items()}
+    if bookkeeping:
+        adapter.notes.append(f"dropped {len(bookkeeping)} bookkeeping keys: {', '.join(sorted(bookkeeping)[:5])}")
+    _note_alpha(adapter)
+
+
+def _move_t5_for_flux(adapter: Adapter) -> None:
+    """T5 is the third text encoder to kohya and in SD3, and the second in diffusers' Flux (dialects.md §0)."""
+    moved = {}
+    for (component, path), entry in adapter.entries.items():
+        component = "text_encoder_2" if component == "text_encoder_3" else component
+        moved[(component, path)] = replace(entry, component=component)
+    adapter.entries = moved
+
+
+def _note_alpha(adapter: Adapter) -> None:
+    assumed = sum(entry.scale.origin == "assumed" for entry in adapter.entries.values())
+    if assumed:
+        adapter.notes.append(
+            f"no alpha is stored for {assumed} of {len(adapter.entries)} modules; alpha = rank was assumed (scale 1)"
+        )
+
+
+def _note_once(adapter: Adapter, note: str) -> None:
+    if note not in adapter.notes:
+        adapter.notes.append(note)
+
+
+def _leftover(state: State, key: str, reason: str) -> Leftover:
+    ref = state.tensors[key]
+    return Leftover(key, ref.shape, str(ref.dtype), reason)

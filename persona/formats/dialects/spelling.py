@@ -1,0 +1,92 @@
+"""One entry as tensors under a name: suffixes, the shapes of alpha and DoRA's vector, Paddle's layout, and the halves
+that the original code has the other way round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from persona.core.adapters.entry import Entry, Magnitude
+from persona.core.adapters.evidence import weight_shape
+from persona.core.adapters.reshaping import reshaped, swapped_halves, transposed
+from persona.core.adapters.slots import Slots
+from persona.core.adapters.tensor import TensorRef, in_memory
+from persona.core.host.errors import ConversionError
+
+
+def spelled(
+    entry: Entry, name: str, suffixes: Mapping[str, str], slots: Slots, alpha_shape: tuple[int, ...]
+) -> dict[str, TensorRef]:
+    """The tensors of one entry under `name`. Raises ConversionError for a factor the dialect has no suffix for."""
+    tensors: dict[str, TensorRef] = {}
+    for factor, ref in entry.factors.items():
+        factor = "w_norm" if entry.algorithm == "norm" and factor == "diff" else factor
+        factor = "b_norm" if entry.algorithm == "norm" and factor == "diff_b" else factor
+        ref = transposed(ref) if slots.layout == "paddle" and factor in ("down", "up") else ref
+        tensors[name + _suffix(suffixes, factor, entry)] = ref
+    if entry.bias is not None:
+        tensors[name + _suffix(suffixes, "bias", entry)] = entry.bias
+    if entry.magnitude is not None:
+        key, ref = _spelled_magnitude(entry, entry.magnitude, suffixes)
+        tensors[name + key] = ref
+    if slots.alpha == "module" and entry.scale.origin != "not applicable":
+        tensors[name + suffixes["alpha"]] = _spelled_alpha(entry, alpha_shape)
+    return tensors
+
+
+def _suffix(suffixes: Mapping[str, str], factor: str, entry: Entry) -> str:
+    if factor not in suffixes:
+        raise ConversionError(f"{entry.name}: there is no place for {factor} ({entry.algorithm}) in this dialect.")
+    return suffixes[factor]
+
+
+def _spelled_magnitude(entry: Entry, magnitude: Magnitude, suffixes: Mapping[str, str]) -> tuple[str, TensorRef]:
+    """`dora_scale` is [out, 1(, 1, 1)] or [1, in(, 1, 1)]; PEFT's vector [out], on a convolution [1, out, 1, 1]."""
+    shape: tuple[int, ...]
+    size, convolution = magnitude.vector.shape[0], any(len(ref.shape) == 4 for ref in entry.factors.values())
+    if "dora_scale" in suffixes:
+        shape = (size, 1) if magnitude.axis == "out" else (1, size)
+        return suffixes["dora_scale"], reshaped(magnitude.vector, (*shape, 1, 1) if convolution else shape)
+    if magnitude.axis != "out":
+        raise ConversionError(f"{entry.name}: a DoRA vector along the input has no place in this dialect.")
+    shape = (1, size, 1, 1) if convolution else (size,)
+    return _suffix(suffixes, "magnitude", entry), reshaped(magnitude.vector, shape)
+
+
+def _spelled_alpha(entry: Entry, shape: tuple[int, ...]) -> TensorRef:
+    """alpha as a scalar of the factors' own dtype; the tensor it was read from, when nothing changed since."""
+    scale = entry.scale
+    if scale.stored is not None and scale.mode in ("rank", "none"):
+        return scale.stored
+    alpha = scale.value * scale.rank
+    dtype: Any = next(iter(entry.factors.values())).dtype
+    if float(np.asarray(alpha, dtype)) != alpha:  # a dtype that would round alpha would change the strength
+        dtype = np.dtype(np.float32)
+    return in_memory(np.full(shape, alpha, dtype))
+
+
+def halves_swapped(entry: Entry) -> bool:
+    """Whether the original code has this modulation's shift and scale the other way round: the final layer's, and the
+    last context block's of SD3, which has two parts where the others have six (dialects.md §2.4, §2.5)."""
+    if entry.component != "transformer":
+        return False
+    if entry.path == "norm_out.linear":
+        return True
+    shape = weight_shape(entry) if entry.path.endswith(".norm1_context.linear") else None
+    return shape is not None and shape[0] == 2 * shape[1]
+
+
+def with_swapped_halves(entry: Entry) -> Entry:
+    """Shift and scale exchanged: the row halves of up, of a difference, of the output axis' magnitude."""
+    halved = {"lora": ("up",), "full": ("diff", "diff_b"), "loha": ("w1_a", "w2_a")}.get(entry.algorithm)
+    if halved is None or "t1" in entry.factors:
+        raise ConversionError(f"{entry.name}: the halves of a {entry.algorithm} modulation cannot be exchanged.")
+    factors = {name: swapped_halves(ref) if name in halved else ref for name, ref in entry.factors.items()}
+    magnitude = entry.magnitude
+    if magnitude is not None and magnitude.axis == "out":
+        magnitude = Magnitude(swapped_halves(magnitude.vector), "out")
+    bias = swapped_halves(entry.bias) if entry.bias is not None else None
+    return replace(entry, factors=factors, magnitude=magnitude, bias=bias)
