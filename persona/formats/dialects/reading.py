@@ -37,13 +37,15 @@ def read_groups(main: TableDialect, others: Sequence[TableDialect], state: State
             continue
         if dialect is not main:
             _note_once(adapter, f"some modules are spelt as {dialect.name} does")
+        if dialect.name not in scales:
+            scales[dialect.name] = dialect.scales(state, told)
         entry = build_entry(
             one,
             state.tensors,
             place.component,
             place.path,
             told=told,
-            stored_scale=scales.setdefault(dialect.name, dialect.scales(state, told)),
+            stored_scale=scales[dialect.name],
             name_in_component=place.name or place.path,
             paddle=layout.paddle,
         )
