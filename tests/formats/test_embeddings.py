@@ -67,6 +67,8 @@ FLUX = embedding("s", text_encoder=numbers(1, 768), text_encoder_2=numbers(1, 40
 BF16 = embedding("<b>", text_encoder=numbers(2, 1024, dtype=ml_dtypes.bfloat16))
 SEVERAL = [embedding("<a>", text_encoder=numbers(1, 768)), embedding("<b>", text_encoder=numbers(4, 768))]
 
+XTI_LAYERS = {"IN": [1, 2, 4, 5, 7, 8], "OUT": [3, 4, 5, 6, 7, 8, 9, 10, 11]}
+
 ROUND_TRIPS = [
     *(("diffusers", suffix, [SD1]) for suffix in (".safetensors", ".bin", ".pt", ".ckpt")),
     *(("diffusers", suffix, SEVERAL) for suffix in (".safetensors", ".bin", ".ckpt")),
@@ -271,6 +273,11 @@ def test_what_is_not_a_file_of_embeddings_is_left_to_others(tensors: dict[str, A
         ({"clip_l": np.arange(768)}, "cannot be an embedding"),
         ({"string_to_param.*": numbers(2, 768), "string_to_param.<x>": numbers(2, 70)}, "wide"),
         ({"string_to_param.*": python_scalar(4)}, "cannot be an embedding"),
+        (
+            {f"{part}{n:02}": numbers(1, 768) for part, ns in XTI_LAYERS.items() for n in ns}
+            | {"MID": numbers(1, 768)},
+            "XTI",
+        ),
         ({"bundle_emb.x": numbers(2, 768)}, "does not name"),
         ({"bundle_emb.a.emb_params": numbers(1, 768), "bundle_emb.a.clip_l": numbers(1, 768)}, "both"),
         ({"placeholder_token": python_scalar("  "), "e.embedding_table": numbers(1, 8)}, "no name"),

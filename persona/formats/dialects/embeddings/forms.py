@@ -50,6 +50,9 @@ EMBED_MARK = "<embed>"
 MINDONE_TOKEN, MINDONE_COUNT, MINDONE_TABLE = "placeholder_token", "num_vectors", "embedding_table"
 MINDONE_SD = "cond_stage_model.transformer.embedding_table"
 
+# kohya's XTI: one embedding for each layer of the UNet (dialects.md §1.2 K5)
+XTI_KEYS = frozenset({"MID", *(f"IN{n:02}" for n in (1, 2, 4, 5, 7, 8)), *(f"OUT{n:02}" for n in range(3, 12))})
+
 CLIP_G_WIDTH = 1280  # no other encoder of the families persona knows is that wide
 MOST_TOKENS = 64
 MOST_VECTORS = 75  # of one token: what one prompt holds

@@ -136,6 +136,10 @@ def _read_bundle(state: State, stem: str) -> EmbeddingReading | None:
 def _read_token_keys(state: State, stem: str) -> EmbeddingReading | None:
     """diffusers, ppdiffusers, mindone.diffusers: every key is a token."""
     tensors = state.tensors
+    if tensors.keys() == forms.XTI_KEYS:
+        raise ConversionError(
+            "These are embeddings for each layer of the UNet (kohya's XTI); no other tool reads them."
+        )
     if not 0 < len(tensors) <= forms.MOST_TOKENS:
         return None
     if not all(forms.looks_like_a_token(key) and forms.is_vectors(ref) for key, ref in tensors.items()):
