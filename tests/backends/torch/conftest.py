@@ -56,9 +56,11 @@ def plan_of(*trains: Any, **options: Any) -> TrainingPlan:
     return TrainingPlan(method="test", trains=trains, streams=(), steps=10, **options)
 
 
-def attention_lora(base: Base, *, rank: int = 2, alpha: float = 3.0, **options: Any) -> LowRank:
-    """LoRA on all attention projections of the denoiser."""
-    return LowRank("unet", modules(base, "unet", ATTENTION), rank, alpha, 1e-2, **options)
+def attention_lora(
+    base: Base, *, rank: int = 2, alpha: float = 3.0, limit: int | None = None, **options: Any
+) -> LowRank:
+    """LoRA on all attention projections of the denoiser, or the first `limit` of them."""
+    return LowRank("unet", modules(base, "unet", ATTENTION, limit=limit), rank, alpha, 1e-2, **options)
 
 
 def batch_of(base: Base, *, count: int = 2, seed: int = 0, **replaced: Any) -> Batch:

@@ -17,6 +17,7 @@ from persona.core.host.errors import BackendMissing, TrainingError, UsageError, 
 KINDS = ("cpu", "cuda", "mps", "npu")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FUSED_ADAMW = ("cpu", "cuda")
+_MEMORY_WORDS = ("out of memory", "allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def find_device(name: str) -> Device:
     """
     kind, _, number = name.partition(":")
     if kind != "auto" and (kind not in KINDS or (number and not number.isdigit())):
-        raise UsageError(f'There is no device called "{name}".', hint=did_you_mean(kind, ("auto", *KINDS)))
+        near = "Did you mean cuda?" if kind == "gpu" else did_you_mean(kind, ("auto", *KINDS))
+        raise UsageError(f'There is no device called "{name}".', hint=f"{near} For example: --device auto")
     present = present_devices()
     if kind == "auto":
         return Device(torch.device(present[0]))
@@ -137,8 +139,8 @@ def memory_errors() -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         text = str(error)
-        is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text
-        if not is_memory:
+        told = any(words in text.lower() for words in _MEMORY_WORDS)  # not every device has an error class for it
+        if not isinstance(error, MemoryError) and not told:
             raise
         first_line = text.splitlines()[0] if text else "no memory left"
         raise TrainingError(

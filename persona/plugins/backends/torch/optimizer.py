@@ -1,9 +1,11 @@
-"""AdamW with clipping and loss scaling: gradients to new values."""
+"""An optimizer with clipping and loss scaling: gradients to new values."""
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from persona.core.host.errors import TrainingError, UsageError
 from persona.core.training import plan as plans
 from persona.plugins.backends.torch.device import Device
+from persona.plugins.backends.torch.optimizer_state import adamw_state, any_state, load_adamw_state, load_any_state
 
 START_SCALE = 65536.0  # torch.amp.GradScaler's own figures
 GROWTH_INTERVAL = 2000
@@ -36,25 +39,19 @@ class LossScale:
             self.value *= 2
 
 
-class AdamW:
-    """torch's AdamW, one parameter group per entry of the plan."""
+class Optimizer:
+    """torch's AdamW, or the class a plan names, with one parameter group per entry of the plan."""
 
     def __init__(
         self, groups: Sequence[Mapping[str, nn.Parameter]], options: plans.Optimizer, device: Device, precision: str
     ) -> None:
-        if options.name != "adamw":
-            raise UsageError(f'The torch backend has no optimizer "{options.name}".', hint="Known: adamw.")
         self.names = {name: parameter for group in groups for name, parameter in group.items()}
         self.loss_scale = LossScale(precision == "fp16")
+        self.updates = 0
         self._device = device
-        self._adamw = torch.optim.AdamW(
-            [{"params": list(group.values())} for group in groups],
-            lr=0.0,
-            betas=(options.beta1, options.beta2),
-            eps=options.epsilon,
-            weight_decay=options.weight_decay,
-            fused=device.fused_adamw or None,
-        )
+        self._is_adamw = options.name == "adamw"
+        parameters = [{"params": list(group.values())} for group in groups]
+        self._inner = _adamw(parameters, options, device) if self._is_adamw else _other(parameters, options)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss`, scaled."""
@@ -76,43 +73,64 @@ class AdamW:
             factor = min(1.0, max_norm / (norm + 1e-6)) if max_norm > 0 else 1.0
             if factor / scale != 1.0:
                 torch._foreach_mul_(gradients, factor / scale)
-            for group, rate in zip(self._adamw.param_groups, learning_rates, strict=True):
+            for group, rate in zip(self._inner.param_groups, learning_rates, strict=True):
                 group["lr"] = float(rate)
-            self._adamw.step()
+            self._inner.step()
+            self.updates += 1
         self.loss_scale.learn(finite)
         self.clear()
         return norm, not finite and scale > 1.0
 
     def clear(self) -> None:
         """Forget the gradients."""
-        self._adamw.zero_grad(set_to_none=True)
+        self._inner.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, np.ndarray]:
-        """adam_m/<name> and adam_v/<name> of every value that was ever updated, step, loss_scale."""
-        state = {"loss_scale": np.array([self.loss_scale.value, self.loss_scale.good_updates], np.float64)}
-        step = 0.0
-        for name, parameter in self.names.items():
-            known = self._adamw.state.get(parameter)
-            if known:
-                state[f"adam_m/{name}"] = known["exp_avg"].cpu().numpy().copy()
-                state[f"adam_v/{name}"] = known["exp_avg_sq"].cpu().numpy().copy()
-                step = float(known["step"])
-        return state | {"step": np.array(step, np.float64)}
+        """What the optimizer remembers (see `optimizer_state`), step, loss_scale."""
+        scale = np.array([self.loss_scale.value, self.loss_scale.good_updates], np.float64)
+        kept = (adamw_state if self._is_adamw else any_state)(self._inner, self.names)
+        return kept | {"loss_scale": scale, "step": np.array(float(self.updates), np.float64)}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Inverse of `state`."""
         scale, good = np.asarray(state["loss_scale"]).tolist()
         self.loss_scale.value, self.loss_scale.good_updates = float(scale), int(good)
-        self._adamw.state.clear()
-        on_device = self._device.name if self._device.fused_adamw else "cpu"
-        for name, parameter in self.names.items():
-            if f"adam_m/{name}" in state:
-                self._adamw.state[parameter] = {
-                    "step": torch.tensor(float(state["step"]), dtype=torch.float32, device=on_device),
-                    "exp_avg": _like(state[f"adam_m/{name}"], parameter),
-                    "exp_avg_sq": _like(state[f"adam_v/{name}"], parameter),
-                }
+        self.updates = int(state["step"])
+        if self._is_adamw:
+            on_device = self._device.name if self._device.fused_adamw else "cpu"
+            load_adamw_state(self._inner, self.names, state, float(self.updates), on_device)
+        else:
+            load_any_state(self._inner, self.names, state)
 
 
-def _like(values: np.ndarray, parameter: nn.Parameter) -> Tensor:
-    return torch.tensor(np.asarray(values), dtype=parameter.dtype, device=parameter.device)
+def _adamw(parameters: list[dict[str, Any]], options: plans.Optimizer, device: Device) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        parameters,
+        lr=0.0,
+        betas=(options.beta1, options.beta2),
+        eps=options.epsilon,
+        weight_decay=options.weight_decay,
+        fused=device.fused_adamw or None,
+    )
+
+
+def _other(parameters: list[dict[str, Any]], options: plans.Optimizer) -> torch.optim.Optimizer:
+    """The class that the plan names for torch. Raises UsageError when there is none, when it is not an optimizer (a plan
+    may come from elsewhere), and for keywords it does not know."""
+    module, _, attribute = options.classes.get("torch", "").partition(":")
+    if not module:
+        raise UsageError(f'The torch backend has no optimizer "{options.name}".', hint="The built-in one is adamw.")
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise UsageError(
+            f"The optimizer {options.name} cannot be imported: {type(error).__name__}: {error}."
+        ) from error
+    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+        raise UsageError(f"{module}:{attribute} is not an optimizer of torch.")
+    try:
+        return cls(parameters, lr=1.0, **dict(options.options))  # the loop tells the rate of every step
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"The optimizer {options.name} refuses its options: {error}.", hint="Look at --optimizer-option"
+        ) from error

@@ -77,7 +77,7 @@ def picture_size(base: Base, request: SampleRequest) -> tuple[int, int]:
     factor = base.latent_factor
     if min(width, height) < factor or width % factor or height % factor:
         raise UsageError(f"{base.id} makes pictures with sides of multiples of {factor}, not {width}x{height}.",
-                         hint=f"--size {max(1, round(width / factor)) * factor}x"
+                         hint=f"--width {max(1, round(width / factor)) * factor} --height "
                               f"{max(1, round(height / factor)) * factor}")  # fmt: skip
     return width, height
 

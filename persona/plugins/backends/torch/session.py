@@ -22,7 +22,7 @@ from persona.plugins.backends.torch import adapters as adapter_merging
 from persona.plugins.backends.torch.device import PRECISIONS, capabilities, find_device, memory_errors
 from persona.plugins.backends.torch.ema import Averages
 from persona.plugins.backends.torch.loading import load_component
-from persona.plugins.backends.torch.optimizer import AdamW
+from persona.plugins.backends.torch.optimizer import Optimizer
 from persona.plugins.backends.torch.parking import Parking
 from persona.plugins.backends.torch.pictures import Autoencoder
 from persona.plugins.backends.torch.product import product_of
@@ -213,7 +213,9 @@ class TorchSession:
         self._groups = attach(plan, self._components, self._words)
         for model in self._components.values():
             model.eval()  # the new layers too, which come to life in training mode
-        self._optimizer = AdamW([group.values for group in self._groups], plan.optimizer, self.device, self.precision)
+        self._optimizer = Optimizer(
+            [group.values for group in self._groups], plan.optimizer, self.device, self.precision
+        )
         if plan.ema_decay is not None:
             self._averages = Averages(self._optimizer.names, plan.ema_decay)
 

@@ -1,0 +1,91 @@
+"""What an optimizer remembers, as named arrays and back, exactly.
+
+AdamW's moments have names that every backend knows (adam_m, adam_v). Of another optimizer everything is kept as it is:
+`optimizer/<value>/<key>` are its tensors for a trained value, `optimizer_number/<value>/<key>` its plain numbers, and
+`optimizer_group/<n>/<key>` the numbers of a parameter group that it changes itself, as Prodigy does with its step size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Parameters = Mapping[str, nn.Parameter]
+States = Mapping[str, np.ndarray]
+BF16 = "bf16:"  # in front of a key: numpy has no bfloat16, and its bits travel as uint16
+
+
+def adamw_state(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict[str, np.ndarray]:
+    """adam_m/<name> and adam_v/<name> of every value that was ever updated."""
+    state = {}
+    for name, parameter in parameters.items():
+        known = optimizer.state.get(parameter)
+        if known:
+            state[f"adam_m/{name}"] = known["exp_avg"].cpu().numpy().copy()
+            state[f"adam_v/{name}"] = known["exp_avg_sq"].cpu().numpy().copy()
+    return state
+
+
+def load_adamw_state(
+    optimizer: torch.optim.Optimizer, parameters: Parameters, state: States, step: float, step_device: Any
+) -> None:
+    """Inverse of `adamw_state`; `step` counts the updates made."""
+    optimizer.state.clear()
+    for name, parameter in parameters.items():
+        if f"adam_m/{name}" in state:
+            optimizer.state[parameter] = {
+                "step": torch.tensor(step, dtype=torch.float32, device=step_device),
+                "exp_avg": _like(state[f"adam_m/{name}"], parameter),
+                "exp_avg_sq": _like(state[f"adam_v/{name}"], parameter),
+            }
+
+
+def any_state(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict[str, np.ndarray]:
+    """Everything an optimizer keeps for its values and groups."""
+    state: dict[str, np.ndarray] = {}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                mark = BF16 if value.dtype == torch.bfloat16 else ""
+                plain = value.view(torch.int16) if mark else value
+                state[f"optimizer/{name}/{mark}{key}"] = plain.detach().cpu().numpy().copy()
+            elif isinstance(value, bool | int | float):
+                state[f"optimizer_number/{name}/{key}"] = np.array(value)
+    for number, key, value in _group_numbers(optimizer):
+        state[f"optimizer_group/{number}/{key}"] = np.array(value)
+    return state
+
+
+def load_any_state(optimizer: torch.optim.Optimizer, parameters: Parameters, state: States) -> None:
+    """Inverse of `any_state`."""
+    optimizer.state.clear()
+    by_name: dict[str, dict[str, Any]] = {name: {} for name in parameters}
+    for full, array in state.items():
+        kind, _, rest = full.partition("/")
+        name, _, key = rest.rpartition("/")
+        if kind == "optimizer" and name in by_name:
+            tensor = torch.tensor(np.asarray(array), device=parameters[name].device)
+            exact = tensor.view(torch.bfloat16) if key.startswith(BF16) else tensor
+            by_name[name][key.removeprefix(BF16)] = exact
+        elif kind == "optimizer_number" and name in by_name:
+            by_name[name][key] = np.asarray(array).item()
+        elif kind == "optimizer_group":
+            optimizer.param_groups[int(name)][key] = np.asarray(array).item()
+    for name, known in by_name.items():
+        if known:
+            optimizer.state[parameters[name]] = known
+
+
+def _group_numbers(optimizer: torch.optim.Optimizer) -> Iterator[tuple[int, str, float]]:
+    for number, group in enumerate(optimizer.param_groups):
+        for key, value in group.items():
+            if key not in ("params", "lr") and isinstance(value, bool | int | float):
+                yield number, key, value
+
+
+def _like(values: np.ndarray, parameter: nn.Parameter) -> Tensor:
+    return torch.tensor(np.asarray(values), dtype=parameter.dtype, device=parameter.device)
