@@ -133,9 +133,10 @@ def test_bytes_decide_and_not_the_suffix(tmp_path: Path) -> None:
 
 def test_every_fixture_that_is_cut_anywhere_is_refused_or_read_right(tmp_path: Path) -> None:
     """At every fiftieth of its length: persona's own error, and never a value that the whole file does not hold."""
-    for row in ROWS:
-        path = FIXTURES / row["file"]
-        if row["kind"] in ("refuse", "model") or not path.is_file() or path.stat().st_size > 300_000:
+    files = {FIXTURES / row["file"] for row in ROWS if row["kind"] in ("embedding", "state", "readable")}
+    files |= {FIXTURES / "mindspore/lora_fp16/lora_fp16.ckpt", FIXTURES / "torch/peft_lora/adapter_model.safetensors"}
+    for path in sorted(files):
+        if path.stat().st_size > 100_000:
             continue
         whole, data = read_state(path).tensors, path.read_bytes()
         cut = tmp_path / path.name

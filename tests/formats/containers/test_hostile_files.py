@@ -44,7 +44,7 @@ def survives(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file.ckpt"
         path.write_bytes(data)
-        started = time.monotonic()
+        started = time.process_time()
         try:
             state = read_state(path)
             for ref in state.tensors.values():
@@ -53,7 +53,7 @@ def survives(data: bytes) -> None:
         except PersonaError as error:
             assert "\n" not in str(error), error
             assert len(str(error)) < 2_000
-        assert time.monotonic() - started < 5
+        assert time.process_time() - started < 5
 
 
 @MANY

@@ -158,14 +158,14 @@ def test_data_that_shares_itself_without_end_is_refused_quickly(tmp_path: Path) 
     value: Any = {"x": 1}
     for _ in range(60):
         value = {"a": value, "b": value}
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(UnreadableFile, match="more than"):
         read_state(written(tmp_path / "f.pdparams", value))
     circle: dict[str, Any] = {}
     circle["again"] = circle
     with pytest.raises(UnreadableFile, match="deep"):
         read_state(written(tmp_path / "g.pdparams", circle))
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_copies_that_multiply_are_refused(tmp_path: Path) -> None:
