@@ -15,8 +15,13 @@ from persona.core.host.errors import PersonaError, closest
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("persona.commands.train:train", "Make a model personal: a subject, a style, a word."),
     "generate": ("persona.commands.generate:generate", "Make pictures from a base and adapters."),
+    "export": ("persona.commands.export:export", "Write any checkpoint of a run as an adapter."),
     "convert": ("persona.commands.convert:convert", "Move adapters and embeddings between formats."),
     "inspect": ("persona.commands.inspect:inspect", "Tell what a file is, without running it."),
+    "diff": ("persona.commands.diff:diff", "Tell whether two adapters mean the same."),
+    "merge": ("persona.commands.merge:merge", "Add adapters up, or into a base model."),
+    "extract": ("persona.commands.extract:extract", "Make a LoRA of the difference of two models."),
+    "resize": ("persona.commands.resize:resize", "Write an adapter at another rank."),
     "data": ("persona.commands.data:data", "Look at pictures the way a trainer will."),
     "plugins": ("persona.commands.plugins:plugins", "List what is plugged in, and what is broken."),
 }
@@ -113,6 +118,10 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "persona"
+        print(f"error: {error.format_message()}\n  See what there is: {path} --help", file=sys.stderr)
+        return error.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -131,6 +140,12 @@ def run(arguments: list[str]) -> int:
         if debug:
             raise
         print(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+        print("  See where: add --debug", file=sys.stderr)
+        return 1
+    except MemoryError:
+        if debug:
+            raise
+        print("error: Out of memory.\n  Lower it: --batch 1, or smaller pictures: --width 256", file=sys.stderr)
         return 1
     except Exception as error:
         if debug:

@@ -80,6 +80,11 @@ def _named(tensors: Mapping[str, TensorRef], component: str) -> dict[str, Tensor
         if key.split(".")[0] in COMPONENTS:
             named[key if key.endswith((".weight", ".bias")) else f"{key}.weight"] = ref
             continue
-        flattened = component.startswith("text_encoder") and key.startswith(("encoder.", "embeddings.", "final_layer"))
-        named[f"{component}.text_model.{key}" if flattened else f"{component}.{key}"] = ref
+        named[canonical_name(key, component)] = ref
     return named
+
+
+def canonical_name(key: str, component: str) -> str:
+    """`component.key`, with the `text_model.` that transformers 5 leaves out of CLIP's names."""
+    flattened = component.startswith("text_encoder") and key.startswith(("encoder.", "embeddings.", "final_layer"))
+    return f"{component}.text_model.{key}" if flattened else f"{component}.{key}"

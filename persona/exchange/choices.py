@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from persona.core.adapters.entry import Adapter
 from persona.core.host.errors import UsageError, did_you_mean
 from persona.core.host.host import Host
 
@@ -63,6 +64,23 @@ def default_dialect(suffix: str, host: Host) -> str:
     """The dialect of an extension when the user named none."""
     wanted = ADAPTER_DIALECTS.get(suffix, "diffusers")
     return wanted if wanted in host.provided("dialect") else "diffusers"
+
+
+def same_dialect(adapter: Adapter, path: Path, host: Host) -> str | None:
+    """The dialect an adapter was read in, when it is one that is written to files like `path`; else None."""
+    name = adapter.source.dialect if adapter.source else ""
+    if not adapter.entries or name not in host.provided("dialect"):
+        return None
+    dialect = host.load("dialect", name)
+    if dialect.slots.folder or getattr(dialect, "names", True) is None:
+        return None
+    fitting = [one for one in dialect.slots.containers if path.suffix.lower() in _suffixes(one, host)]
+    return name if fitting and dialect.slots.algorithms & {"lora"} else None
+
+
+def _suffixes(container: str, host: Host) -> tuple[str, ...]:
+    found = host.provided("container").get(container)
+    return tuple(found.suffixes) if found else ()
 
 
 def container_for(path: Path, host: Host, preferred: Sequence[str] = ()) -> Any:

@@ -65,7 +65,7 @@ class Wish:
 def convert(sources: Sequence[Path], destination: Path, wish: Wish, host: Host) -> Report:
     """Convert `sources` (several are one adapter: join) into `destination`. Raises the errors of reading, planning and
     writing; what was written in part is gone then."""
-    _refuse_own_source(sources, destination)
+    refuse_own_source(sources, destination)
     if wish.family is not None:
         from persona.formats.models.families import family_named
 
@@ -80,9 +80,19 @@ def convert(sources: Sequence[Path], destination: Path, wish: Wish, host: Host) 
     notes += split_qkv_notes(adapter, wish)
     if "split-qkv-alpha" in wish.fixes:
         adapter = with_split_qkv_alpha(adapter)
+    return deliver(adapter, sources, destination, wish, host, notes)
+
+
+def deliver(
+    adapter: Adapter, sources: Sequence[Path], destination: Path, wish: Wish, host: Host, notes: Sequence[str] = ()
+) -> Report:
+    """Plan and write an adapter that is complete in memory, lazily; `sources` are only named and compared with."""
+    notes = list(notes)
     target = target_for(adapter, destination, host, wish.to)
     if not wish.dry_run and not (target.dialect is not None and target.dialect.slots.folder):
         refuse_existing(destination, overwrite=wish.force)
+    if wish.certificate is not None:
+        refuse_existing(wish.certificate, overwrite=wish.force)
     if target.chosen:
         notes.append(target.chosen)
     made, steps = _planned(adapter, target, wish)
@@ -90,8 +100,6 @@ def convert(sources: Sequence[Path], destination: Path, wish: Wish, host: Host) 
     notes += _metadata_notes(adapter, files)
     if target.dialect is not None and adapter.embeddings and len(files) > 1:
         notes.append(f"{target.name} has no place for words beside the modules: {files[-1].path.name} holds them")
-    if wish.certificate is not None:
-        refuse_existing(wish.certificate, overwrite=wish.force)
     paths = [sheet.path for sheet in files] if wish.dry_run else write_sheets(files, target, force=wish.force)
     report = Report(
         tuple(paths),
@@ -175,7 +183,7 @@ def _widens(adapter: Adapter, dtype: str) -> bool:
     return all(ref.dtype.itemsize <= wanted for entry in adapter.entries.values() for ref in entry.factors.values())
 
 
-def _refuse_own_source(sources: Sequence[Path], destination: Path) -> None:
+def refuse_own_source(sources: Sequence[Path], destination: Path) -> None:
     """--force does not go as far as writing over what is being read."""
     for source in sources:
         if destination.exists() and source.exists() and destination.samefile(source):

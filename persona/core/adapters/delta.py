@@ -72,6 +72,9 @@ class Deltas(Mapping[str, Array]):
         start = sum(sizes[: names.index(name)])
         return change[start : start + sizes[names.index(name)]]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries  # Mapping's own would calculate the delta to see
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
