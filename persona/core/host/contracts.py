@@ -71,6 +71,8 @@ class Availability:
 class Session(Protocol):
     """An opened base, perhaps with a plan's trainable weights attached. Arrays are numpy at this border."""
 
+    notes: list[str]  # what the user should know, each once, in order: prompts cut, an autoencoder upcast, …
+
     def encode_pictures(self, pictures: Array) -> tuple[Array, Array]:
         """[n, 3, h, w] float32 in −1..1 to the latent mean and log-variance, each [n, c, h/f, w/f], unscaled."""
         ...

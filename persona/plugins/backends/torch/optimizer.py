@@ -115,13 +115,13 @@ def _adamw(parameters: list[dict[str, Any]], options: plans.Optimizer, device: D
 
 
 def _other(parameters: list[dict[str, Any]], options: plans.Optimizer) -> torch.optim.Optimizer:
-    """The class that the plan names for torch. Raises UsageError when there is none, when it is not an optimizer (a plan
-    may come from elsewhere), and for keywords it does not know."""
+    """The class that the plan names for torch. Raises UsageError when there is none, when it is not an optimizer (a
+    plan may come from elsewhere), and for keywords it does not know."""
     module, _, attribute = options.classes.get("torch", "").partition(":")
     if not module:
         raise UsageError(f'The torch backend has no optimizer "{options.name}".', hint="The built-in one is adamw.")
     try:
-        cls = getattr(importlib.import_module(module), attribute)
+        cls: Any = getattr(importlib.import_module(module), attribute)
     except Exception as error:
         raise UsageError(
             f"The optimizer {options.name} cannot be imported: {type(error).__name__}: {error}."

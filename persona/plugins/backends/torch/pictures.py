@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from persona.core.host.errors import TrainingError
+from persona.core.host.errors import NotFinite, TrainingError
 
 PIXELS_AT_ONCE = 4 * 512 * 512  # a batch is encoded and decoded in slices of about this many, to bound the memory
 
@@ -44,6 +44,8 @@ class Autoencoder:
         return pictures.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     def _guarded(self, work: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+        if not torch.isfinite(given).all():
+            raise NotFinite("What the denoiser made is not finite.", hint="Try --precision fp32.")
         result = work(given)
         if torch.isfinite(result).all():
             return result
