@@ -65,8 +65,9 @@ def locate(name: str) -> Path:
         )
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return from_hub(name)
+    here = [str(found.parent) for found in Path().glob("*/model_index.json")]
     raise BaseModelError(
-        f"There is no base model {name}: not a folder here, not a known name. {did_you_mean(name, known)}",
+        f"There is no base model {name}: not a folder here, not a known name. {did_you_mean(name, [*known, *here])}",
         hint="Use the embedded one: --base mini",
     )
 

@@ -4,7 +4,7 @@ recipe over the method's defaults."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,43 +50,60 @@ def assemble(host: Host, words: Sequence[str], typed: Mapping[str, Any], *, defa
         file = run.recipe
     elif words and "=" not in words[0]:
         file = Path(words.pop(0))
-    elif default_recipe.is_file() and "method" not in typed and "data" not in typed:
-        file = default_recipe
-        notes.append(f"using {default_recipe} of this folder")
-    elif default_recipe.is_file() and "data" not in typed:
-        file = default_recipe
-        notes.append(f"using {default_recipe} of this folder, with what was typed on top")
+    elif default_recipe.is_file():
+        its = read_recipe(default_recipe).get("method", (None, 0))[0]
+        if typed.get("method", its) == its:
+            file = default_recipe
+            notes.append(f"using {default_recipe} of this folder")
+        else:
+            notes.append(f"{default_recipe} of this folder is for {its}, not {typed['method']}: it is not used")
     assigned = parse_assignments(words)
     found = read_recipe(file) if file else {}
     values |= {key: value for key, (value, _) in found.items()}
-    # relative folders in a recipe start where the recipe is, so that it can be shared with its pictures
-    if file and values.get("data") and run is None:
-        values["data"] = str((file.parent / str(values["data"])).expanduser())
     values |= assigned
     values |= {key: value for key, value in typed.items() if key not in ("resume_path", "allow_change", "dry_run")}
     method = values.get("method")
     if not method:
-        raise UsageError("No method is named.", hint=f"Choose one: --plugin {' | '.join(host.provided('method'))}")
-    options_class = host.load("method", str(method)).Options
-    if file:
-        check_keys(found, known_keys(options_class), file)
-    if assigned:
-        check_keys(
-            {key: (value, 0) for key, value in assigned.items()}, known_keys(options_class), Path("command line")
+        raise UsageError(
+            f"No method is named. There are: {', '.join(host.provided('method'))}.",
+            hint="For example: persona train --plugin dreambooth",
         )
+    options_class = host.load("method", str(method)).Options
+    places = {key: f"{file} line {line}" for key, (_, line) in found.items()}
+    places |= {key: f"{key}={assigned[key]}" for key in assigned}
+    check_keys(places, known_keys(options_class))
+    places = {key: place for key, place in places.items() if key not in typed}
+    from_file = {key for key in found if key not in assigned and key not in typed}
+    values = with_whole_paths(values, options_class, from_file, file.parent if file else Path())
     if not values.get("data"):
         values, note = with_example(values, options_class)
         notes.append(note)
     values = base_defaults(str(values.get("base", "mini")), str(method)) | values
-    settings = build_options(TrainSettings, method_defaults(options_class) | values)
+    settings = build_options(TrainSettings, method_defaults(options_class) | values, places)
     recipe = Recipe(
         method=str(method),
-        data=str(Path(str(values["data"])).expanduser().absolute()),
-        options=build_options(options_class, values),
+        data=str(values["data"]),
+        options=build_options(options_class, values, places),
         settings=settings,
         **{key: values[key] for key in HEAD if key in values and key not in ("method", "data") and values[key]},
     )
     return Wanted(recipe, run, tuple(notes))
+
+
+def with_whole_paths(
+    values: Mapping[str, Any], options_class: type, from_file: Collection[str], folder: Path
+) -> dict[str, Any]:
+    """The values with absolute paths, so that a run can be gone on with from anywhere. Relative ones in a recipe start
+    where the recipe is (`folder`), so that it can be shared with its pictures; typed ones in the current folder."""
+    made = dict(values)
+    keys = {field.name for field in dataclasses.fields(options_class) if field.metadata.get("metavar") == "DIR"}
+    for key in {"data", "base", *keys} & made.keys():
+        if not isinstance(made[key], str | Path):
+            continue
+        path = ((folder if key in from_file else Path()) / Path(made[key]).expanduser()).absolute()
+        if key != "base" or (made[key] not in registry()["bases"] and path.is_dir()):
+            made[key] = str(path)
+    return made
 
 
 def base_defaults(base: str, method: str) -> dict[str, Any]:

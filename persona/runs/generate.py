@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +50,20 @@ def parse_adapter(text: str) -> tuple[str, float]:
     if not sign:
         return text, 1.0
     try:
-        return file, float(number)
+        strength = float(number)
     except ValueError:
-        return text, 1.0
+        strength = math.nan
+    if math.isfinite(strength):
+        return file, strength
+    if Path(file).exists():
+        raise UsageError(f"The strength {number!r} is not a number.", hint=f"For example: --adapter {file}:0.8")
+    return text, 1.0
+
+
+def check_wish(wish: Wish) -> None:
+    """Raises UsageError for a wish without a prompt."""
+    if not wish.prompts:
+        raise UsageError("There is no prompt.", hint='Say what to make: --prompt "a red apple"')
 
 
 def make_pictures(wish: Wish, host: Host, note: Callable[[str], None] = lambda text: None) -> list[Image.Image]:
@@ -59,8 +71,7 @@ def make_pictures(wish: Wish, host: Host, note: Callable[[str], None] = lambda t
     from persona.api import load
     from persona.core.adapters.entry import Adapter
 
-    if not wish.prompts:
-        raise UsageError("There is no prompt.", hint='Say what to make: --prompt "a red apple"')
+    check_wish(wish)
     base = open_base(wish.base)
     adapters = []
     for file, strength in wish.adapters:
@@ -86,7 +97,10 @@ def make_pictures(wish: Wish, host: Host, note: Callable[[str], None] = lambda t
             sampler=wish.sampler,
             batch=wish.batch,
         )
-        return [Image.fromarray(pixels) for pixels in session.sample(request)]
+        pixels = session.sample(request)
+        for line in session.notes:
+            note(line)
+        return [Image.fromarray(picture) for picture in pixels]
     finally:
         session.close()
 
@@ -127,6 +141,16 @@ def write_pictures(wish: Wish, pictures: Sequence[Image.Image], folder: Path) ->
             save_picture(picture, path, settings_text(wish, prompt, seed, picture.size))
             paths.append(path)
     return paths
+
+
+def check_places(folder: Path, grid: Path | None) -> None:
+    """Raises before minutes are spent: OutputExists, UsageError for a sheet that would be no PNG, UnwritableOutput."""
+    if grid and grid.exists():
+        raise OutputExists(f"{grid} is there already.", hint="Choose another name: --grid FILE.png")
+    if grid and grid.suffix.lower() != ".png":
+        raise UsageError(f"The sheet {grid} has to be a PNG.", hint=f"For example: --grid {grid.with_suffix('.png')}")
+    with clear_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_grid(wish: Wish, pictures: Sequence[Image.Image], path: Path) -> Path:

@@ -18,7 +18,10 @@ def scan_folder(folder: Path) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
 
     Raises DataError when there is not one."""
     found = scan(folder)
-    notes = [f"{problem.path}: {problem.message}" for problem in found.problems]
+    notes = [
+        f"{problem.path}: {problem.message}" if problem.used else f"{problem.path} is left out: {problem.message}"
+        for problem in found.problems
+    ]
     if masked := sum(picture.mask is not None for picture in found.pictures):
         notes.append(f"{folder}: {masked} of {len(found.pictures)} pictures have a mask; only what it shows is learned")
     return found.pictures, tuple(notes)

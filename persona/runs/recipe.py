@@ -76,23 +76,28 @@ def parse_assignments(words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def check_keys(found: Mapping[str, tuple[Any, int]], known: Sequence[str], path: Path) -> None:
-    """Raises UsageError for a key that nothing knows."""
-    for key, (_, line) in found.items():
+def check_keys(found: Mapping[str, str], known: Sequence[str]) -> None:
+    """Raises UsageError for a key that nothing knows. `found` maps keys to where they stand: "my.yaml line 3"."""
+    for key, place in found.items():
         if key not in known:
             near = closest(key, known, count=1)
             hint = f"Did you mean {near[0]}?" if near else f"Known keys: {', '.join(sorted(known))}"
-            raise UsageError(f"{path} line {line}: unknown key {key}.", hint=hint)
+            raise UsageError(f"{place}: unknown key {key}.", hint=hint)
 
 
-def build_options(cls: type, values: Mapping[str, Any]) -> Any:
-    """An options dataclass from plain values, each checked against its field's type, choices and bounds."""
+def build_options(cls: type, values: Mapping[str, Any], places: Mapping[str, str] | None = None) -> Any:
+    """An options dataclass from plain values, each checked against its field's type, choices and bounds. `places` says
+    of keys where they stand ("my.yaml line 3"), for the errors."""
     hints = typing.get_type_hints(cls)
-    checked = {
-        field.name: checked_value(field, hints[field.name], values[field.name])
-        for field in dataclasses.fields(cls)
-        if field.name in values
-    }
+    checked = {}
+    for field in dataclasses.fields(cls):
+        if field.name not in values:
+            continue
+        try:
+            checked[field.name] = checked_value(field, hints[field.name], values[field.name])
+        except UsageError as error:
+            place = (places or {}).get(field.name)
+            raise UsageError(f"{place}: {error.message}" if place else error.message, hint=error.hint) from error
     return cls(**checked)
 
 
@@ -146,7 +151,10 @@ def _of_type(flag: str, kind: Any, value: Any) -> Any:
             return str(value)
     except (TypeError, ValueError) as error:
         words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
-        raise UsageError(f"{flag} {value!r} is not {words}.") from error
+        example = {bool: f"{flag} or --no-{flag[2:]}", int: f"{flag} 10", float: f"{flag} 0.5", str: f"{flag} word"}[
+            kind
+        ]
+        raise UsageError(f"{flag} {value!r} is not {words}.", hint=f"For example: {example}") from error
     return value
 
 

@@ -107,7 +107,8 @@ def _finished(root: Path, found: _Found) -> Scan:
         unusable = [problem for problem in found.problems if not problem.used]
         first = unusable[0] if unusable else Problem(str(root), "it names no pictures", "")
         raise DataError(
-            f"Nothing of {root} can be used ({len(unusable)} tried). {first.path}: {first.message}", hint=first.hint
+            f"Nothing of {root} can be used ({len(unusable)} tried). {first.path}: {first.message}",
+            hint=first.hint or f"Look at each of them: persona data check {shlex.quote(str(root))}",
         )
     _tell_duplicates(found)
     if root.is_dir():

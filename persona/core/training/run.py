@@ -151,6 +151,17 @@ def new_run(wanted: Path | None, parent: Path, name: str) -> RunFolder:
     raise OutputExists(f"{parent} holds too many runs.", hint="Choose a folder yourself: --output FOLDER")
 
 
+def discard(run: RunFolder) -> None:
+    """Take a run away again that was refused before its first picture or step; one that has made something is kept."""
+    made = {path.name for path in run.path.iterdir()} - {"recipe.yaml", "plan.json", "environment.json", ".lock"}
+    if made:
+        return
+    for name in ("recipe.yaml", "plan.json", "environment.json", ".lock"):
+        (run.path / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        run.path.rmdir()
+
+
 @contextlib.contextmanager
 def sole_writer(run: RunFolder) -> Iterator[None]:
     """Hold the run for this process, and clear away what killed ones left half-written.

@@ -4,7 +4,7 @@ same code serves every family, narrow models and models we have never seen."""
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from persona.core.host.errors import UsageError, did_you_mean
 from persona.core.training.base import Base, ParameterShape
@@ -40,14 +40,19 @@ def resolve_targets(base: Base, component: str, patterns: Sequence[str]) -> tupl
     modules = linear_modules(base.parameters[component])
     for pattern in patterns:
         if not any(matches(path, pattern) for path in modules):
-            endings = {path.rsplit(".", 1)[-1] for path in modules} | {
-                ".".join(path.rsplit(".", 2)[-2:]) for path in modules
-            }
             raise UsageError(
-                f"The target {pattern} names no module of {component}. {did_you_mean(pattern, endings)}",
-                hint="Attention layers are the default: leave --targets out, or give for example --targets to_q",
+                f"The target {pattern} names no module of {component}. {did_you_mean(pattern, _names(modules))}",
+                hint="Attention layers are the default: leave --target out, or give for example --target to_q",
             )
     return tuple(path for path in modules if any(matches(path, pattern) for pattern in patterns))
+
+
+def _names(modules: Iterable[str]) -> list[str]:
+    """What can be typed as a target, shortest first: the last part, the last two, the whole path; no bare numbers."""
+    found: dict[str, None] = {}
+    for parts in (1, 2, 99):
+        found |= dict.fromkeys(".".join(path.rsplit(".", parts)[-parts:]) for path in modules)
+    return [name for name in found if not name[0].isdigit()]
 
 
 def resolve_weights(base: Base, component: str, patterns: Sequence[str]) -> tuple[str, ...]:
@@ -82,5 +87,5 @@ def check_rank(base: Base, component: str, targets: Sequence[str], rank: int) ->
         if rank > widest:
             raise UsageError(
                 f"Rank {rank} is above the width {widest} of {component}.{path}.",
-                hint=f"Take at most --rank {widest}, or leave that layer out of --targets",
+                hint=f"Take at most --rank {widest}, or name layers without it: --target PATTERN",
             )
