@@ -25,7 +25,7 @@ def settle_family(families: frozenset[str], told: Told, adapter: Adapter) -> tup
         families &= stated
     elif stated and families:
         adapter.notes.append(
-            f"the header says {'/'.join(sorted(stated))}, the modules fit {'/'.join(sorted(families))} and were believed"
+            f"the header says {'/'.join(sorted(stated))}, the modules fit {'/'.join(sorted(families))}; they count"
         )
     return families, next(iter(families)) if len(families) == 1 else None
 
