@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ def merge_into_base(adapters: Sequence[Weighted], base: str, destination: Path) 
     refuse_existing(destination)
     weights = base_weights(str(folder))
     changes = _changes(adapters, weights, base)
-    building = destination.parent / f".persona-{secrets.token_hex(8)}.tmp"
+    building = destination.parent / f".persona-{os.urandom(8).hex()}.tmp"
     try:
         building.mkdir()
         written = sum(_copy_part(part, building / part.name, changes) for part in sorted(folder.iterdir()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -171,7 +170,7 @@ def write_sheets(files: Sequence[Sheet], target: Target, *, force: bool = False)
 def _write_folder(files: Sequence[Sheet], target: Target, *, force: bool) -> list[Path]:
     """A new folder is filled under another name and renamed when it is complete."""
     refuse_existing(target.path)
-    building = target.path.parent / f".persona-{secrets.token_hex(8)}.tmp"
+    building = target.path.parent / f".persona-{os.urandom(8).hex()}.tmp"
     try:
         building.mkdir()
         for sheet in files:

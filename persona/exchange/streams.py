@@ -6,25 +6,44 @@ import contextlib
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from persona.core.host.errors import PersonaError, UnreadableFile, UsageError
+
+if TYPE_CHECKING:
+    import tempfile
 
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[Streams]:
     """Gives the place where what stdin brings is kept for the time of the block, and where stdout is prepared."""
-    with tempfile.TemporaryDirectory(prefix="persona-") as folder:
-        yield Streams(Path(folder))
+    streams = Streams()
+    try:
+        yield streams
+    finally:
+        streams.close()
 
 
 class Streams:
     """Files in place of stdin and stdout, because tensors are read and written by place."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self) -> None:
+        self._made: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def _folder(self) -> Path:
+        if self._made is None:
+            import tempfile
+
+            self._made = tempfile.TemporaryDirectory(prefix="persona-")
+        return Path(self._made.name)
+
+    def close(self) -> None:
+        """Remove the files."""
+        if self._made is not None:
+            self._made.cleanup()
 
     def take_in(self) -> Path:
         """Everything stdin gives, as a file called stdin. Raises UnreadableFile when it gives nothing."""
@@ -45,7 +64,7 @@ class Streams:
 
     def readable(self, text: str) -> str:
         """`text` with the temporary files called stdin and stdout."""
-        return text.replace(f"{self._folder}{os.sep}", "")
+        return text if self._made is None else text.replace(f"{self._folder}{os.sep}", "")
 
     def named(self, error: BaseException) -> BaseException:
         """An error whose message speaks of stdin and stdout in place of temporary files."""

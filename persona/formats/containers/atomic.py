@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def refuse_existing(destination: Path, *, overwrite: bool = False) -> None:
 
 
 def _create_beside(destination: Path) -> Path:
-    temporary = destination.parent / f".persona-{secrets.token_hex(8)}.tmp"
+    temporary = destination.parent / f".persona-{os.urandom(8).hex()}.tmp"
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))  # the kernel takes the umask off
     except (OSError, ValueError) as error:
