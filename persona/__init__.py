@@ -4,7 +4,14 @@ The public names are imported when they are first used, so that `import persona`
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # so that type checkers see through the lazy names
+    from persona.api import convert, generate, inspect, load, read_state, resume, save, train
+    from persona.core.adapters.entry import Adapter, Checkpoint
+    from persona.core.host.descriptor import Descriptor
+    from persona.core.host.errors import PersonaError
+    from persona.core.host.hooks import hookimpl
 
 __version__ = "0.1.0"
 
@@ -23,7 +30,22 @@ _PUBLIC = {
     "Adapter": "persona.core.adapters.entry",
     "Checkpoint": "persona.core.adapters.entry",
 }
-__all__ = ["__version__", *_PUBLIC]
+__all__ = [
+    "Adapter",
+    "Checkpoint",
+    "Descriptor",
+    "PersonaError",
+    "__version__",
+    "convert",
+    "generate",
+    "hookimpl",
+    "inspect",
+    "load",
+    "read_state",
+    "resume",
+    "save",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

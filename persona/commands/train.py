@@ -48,7 +48,7 @@ class TrainCommand(click.Command):
         with formatter.section("Methods (--plugin NAME; add --help behind it for its options)"):
             formatter.write_dl([(name, found.summary) for name, found in provided.items()])
         name = getattr(self, "method_name", None)
-        own = [parameter.get_help_record(context) for parameter in self.params]
+        own = [p.get_help_record(context) for p in self.params if isinstance(p, click.Option)]
         with formatter.section("Options"):
             formatter.write_dl([record for record in own if record])
         if name:
