@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -121,7 +121,7 @@ def _other(parameters: list[dict[str, Any]], options: plans.Optimizer) -> torch.
     if not module:
         raise UsageError(f'The torch backend has no optimizer "{options.name}".', hint="The built-in one is adamw.")
     try:
-        cls: Any = getattr(importlib.import_module(module), attribute)
+        cls = getattr(importlib.import_module(module), attribute)
     except Exception as error:
         raise UsageError(
             f"The optimizer {options.name} cannot be imported: {type(error).__name__}: {error}."
@@ -129,7 +129,8 @@ def _other(parameters: list[dict[str, Any]], options: plans.Optimizer) -> torch.
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
         raise UsageError(f"{module}:{attribute} is not an optimizer of torch.")
     try:
-        return cls(parameters, lr=1.0, **dict(options.options))  # the loop tells the rate of every step
+        make: Any = cls
+        return cast(torch.optim.Optimizer, make(parameters, lr=1.0, **dict(options.options)))  # the loop sets the rate
     except (TypeError, ValueError) as error:
         raise UsageError(
             f"The optimizer {options.name} refuses its options: {error}.", hint="Look at --optimizer-option"
