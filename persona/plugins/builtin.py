@@ -90,6 +90,24 @@ def persona_families() -> list[Descriptor]:
 
 
 @hookimpl
+def persona_optimizers() -> list[Descriptor]:
+    """Optimizers beside AdamW, for those who have their packages."""
+    at = "persona.plugins.optimizers.packages:"
+    return [
+        Descriptor("adamw-8bit", "AdamW with moments in 8 bits (bitsandbytes)", at + "ADAMW_8BIT"),
+        Descriptor("prodigy", "finds its own step size (prodigyopt)", at + "PRODIGY"),
+        Descriptor("lion", "the sign of the momentum (lion-pytorch)", at + "LION"),
+        Descriptor("adafactor", "hardly any memory (transformers)", at + "ADAFACTOR"),
+    ]
+
+
+@hookimpl
 def persona_trackers() -> list[Descriptor]:
     """The built-in trackers."""
-    return [Descriptor("csv", "metrics.csv in the run folder", "persona.plugins.trackers.csv:CsvTracker")]
+    at = "persona.plugins.trackers."
+    return [
+        Descriptor("csv", "metrics.csv in the run folder; always on", at + "csv:CsvTracker"),
+        Descriptor("tensorboard", "TensorBoard event files in the run's logs", at + "tensorboard:TensorBoard"),
+        Descriptor("visualdl", "VisualDL logs in the run's logs (PaddlePaddle's)", at + "visualdl:VisualDL"),
+        Descriptor("wandb", "Weights & Biases", at + "wandb:WeightsAndBiases"),
+    ]

@@ -35,7 +35,7 @@ class Wanted:
     notes: tuple[str, ...] = ()
 
 
-def assemble(host: Host, words: Sequence[str], typed: Mapping[str, Any], *, default_recipe: Path) -> Wanted:
+def assemble(host: Host, words: Sequence[str], typed: Mapping[str, Any], *, default_recipe: Path | None) -> Wanted:
     """Put the parts together. `words` are RECIPE.yaml and key=value; `typed` the options by field name.
 
     Raises UsageError for unknown keys, values out of range, and when nothing says which method."""
@@ -50,7 +50,7 @@ def assemble(host: Host, words: Sequence[str], typed: Mapping[str, Any], *, defa
         file = run.recipe
     elif words and "=" not in words[0]:
         file = Path(words.pop(0))
-    elif default_recipe.is_file():
+    elif default_recipe is not None and default_recipe.is_file():
         its = read_recipe(default_recipe).get("method", (None, 0))[0]
         if typed.get("method", its) == its:
             file = default_recipe
@@ -71,6 +71,7 @@ def assemble(host: Host, words: Sequence[str], typed: Mapping[str, Any], *, defa
     options_class = host.load("method", str(method)).Options
     places = {key: f"{file} line {line}" for key, (_, line) in found.items()}
     places |= {key: f"{key}={assigned[key]}" for key in assigned}
+    places |= {key: key for key in typed if key not in ("resume_path", "allow_change", "dry_run")}
     check_keys(places, known_keys(options_class))
     places = {key: place for key, place in places.items() if key not in typed}
     from_file = {key for key in found if key not in assigned and key not in typed}

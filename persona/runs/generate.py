@@ -118,6 +118,7 @@ def settings_text(wish: Wish, prompt: str, seed: int, size: tuple[int, int]) -> 
         "prompt": prompt,
         "negative_prompt": wish.negative_prompt,
         "seed": seed,
+        "size": list(size),
         "steps": wish.steps,
         "sampler": wish.sampler,
         "guidance_scale": wish.guidance_scale,
@@ -137,10 +138,23 @@ def write_pictures(wish: Wish, pictures: Sequence[Image.Image], folder: Path) ->
         paths = []
         for place, picture in enumerate(pictures):
             prompt, seed = wish.prompts[place // wish.count], wish.seed + place % wish.count
-            path = folder / f"{number + place:04d}.png"
+            path, number = _next_free(folder, number)
             save_picture(picture, path, settings_text(wish, prompt, seed, picture.size))
             paths.append(path)
     return paths
+
+
+def _next_free(folder: Path, number: int) -> tuple[Path, int]:
+    """Take the first free `folder/NNNN.png` from `number` on, even when another process is writing there, too; and the
+    number after it."""
+    while True:
+        path = folder / f"{number:04d}.png"
+        number += 1
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return path, number
 
 
 def check_places(folder: Path, grid: Path | None) -> None:

@@ -26,8 +26,8 @@ def draw_sheet(
     beside_name: str = "",
     cell: int = 192,
 ) -> Image.Image:
-    """A grid of pictures, `cell` pixels a side, `row_names` left of it and `column_names` above; `beside` is a column of
-    reference pictures at the far left."""
+    """A grid of pictures, `cell` pixels a side, `row_names` left of it and `column_names` above; `beside` is a column
+    of reference pictures at the far left."""
     font = ImageFont.load_default(size=14)
     name_width = 190 if any(row_names) else 0
     beside_cell = min(cell, (len(rows) * (cell + MARGIN)) // max(1, len(beside)) - MARGIN) if beside else 0

@@ -16,10 +16,19 @@ from PIL import Image
 
 from persona import __version__
 from persona.core.host.contracts import Runtime, SampleRequest, Session
-from persona.core.host.errors import Interrupted, NotFinite, ResumeError, TrainingError
+from persona.core.host.errors import (
+    BackendMissing,
+    BaseModelError,
+    Interrupted,
+    NotFinite,
+    ResumeError,
+    TrainingError,
+    UsageError,
+)
 from persona.core.host.host import Host
 from persona.core.training.base import Base
 from persona.core.training.buckets import time_ids
+from persona.core.training.conditioning import EncodedCaptions
 from persona.core.training.decode import fit_picture
 from persona.core.training.events import CheckpointSaved, Emit, Event, Note, Sampled, Stage, StepDone
 from persona.core.training.loop import Ingredients, all_views, caption_set, take_step
@@ -29,6 +38,7 @@ from persona.core.training.run import (
     RunFolder,
     checkpoints,
     clear_disk_errors,
+    discard,
     load_checkpoint,
     load_step,
     new_run,
@@ -42,11 +52,15 @@ from persona.core.training.schedule import NoiseSchedule
 from persona.core.training.settings import TrainSettings
 from persona.core.training.views import MomentCache, View, size_of, view_key
 from persona.hub.bases import cache_folder, open_base
+from persona.runs.about import product_words, thumbnail
 from persona.runs.backends import choose_backend
+from persona.runs.card import model_card
+from persona.runs.optimizers import with_optimizer
 from persona.runs.pictures import load_pixels, masks_of, scan_folder
-from persona.runs.products import write_product
+from persona.runs.products import also_path, check_also, write_also, write_product
 from persona.runs.recipe import Recipe, recipe_text
 from persona.runs.sheet import run_sheet, save_picture
+from persona.runs.validation import Validation, best_step, validation_plan
 
 Stop = Callable[[], bool]
 STEADY = ("constant", "constant_with_warmup")
@@ -62,6 +76,7 @@ class Prepared:
     plan: TrainingPlan
     own_class_pictures: Mapping[str, tuple[Picture, ...]]
     notes: tuple[str, ...]
+    validation: TrainingPlan | None = None
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -76,12 +91,28 @@ def prepare(recipe: Recipe, host: Host) -> Prepared:
     pictures, notes = scan_folder(Path(recipe.data))
     pictures = tuple(as_told(picture, recipe.settings) for picture in pictures)
     plan: TrainingPlan = method.plan(recipe.options, recipe.settings, base, pictures)
+    plan = with_optimizer(plan, recipe.settings.optimizer_option, host)
+    held_out = validation_plan(method, recipe, base, plan)
+    check_wishes(recipe.settings, plan, host)
     own: dict[str, tuple[Picture, ...]] = {}
     for stream in plan.streams:
         if stream.generated and stream.generated.folder:
             own[stream.name], more = scan_folder(Path(stream.generated.folder))
             notes += more
-    return Prepared(recipe, base, plan, own, (*notes, *plan.notes))
+    wanted = (recipe.settings.width or plan.width, recipe.settings.height or plan.height)
+    if wanted != (plan.width, plan.height):
+        notes += (
+            f"{wanted[0]}x{wanted[1]} is no multiple of {base.latent_factor}: training at {plan.width}x{plan.height}",
+        )
+    return Prepared(recipe, base, plan, own, (*notes, *plan.notes), held_out)
+
+
+def check_wishes(settings: TrainSettings, plan: TrainingPlan, host: Host) -> None:
+    """Raises UsageError, before anything is trained, for trackers and dialects that are not there."""
+    for name in settings.tracker:
+        host.load("tracker", name)()
+    kinds = {part.kind for part in plan.trains}
+    check_also(settings.also, whole_weights="weights" in kinds, words_only=kinds == {"new-tokens"}, host=host)
 
 
 def as_told(picture: Picture, settings: TrainSettings) -> Picture:
@@ -99,9 +130,15 @@ def start(recipe: Recipe, host: Host, *, emit: Emit, stop: Stop) -> RunFolder:
         write_atomically(run.recipe, recipe_text(recipe).encode())
         write_plan(run, ready.plan)
         write_facts(run, facts_of(ready, backend.name))
+    for note in ready.notes:
+        emit(Note(note))
     emit(Note(f"run: {run.path}"))
-    with sole_writer(run):
-        execute(run, ready, backend, host, done=0, state=None, emit=emit, stop=stop)
+    try:
+        with sole_writer(run):
+            execute(run, ready, backend, host, done=0, state=None, emit=emit, stop=stop)
+    except (UsageError, BaseModelError, BackendMissing):
+        discard(run)  # nothing was begun: what was asked for cannot be done
+        raise
     return run
 
 
@@ -127,6 +164,8 @@ def _resume(run: RunFolder, ready: Prepared, host: Host, *, allow_change: bool, 
             f"{run.path} was started with something else: " + "; ".join(differences[:5]) + ".",
             hint="Go back to what it was, or accept the change: --allow-change",
         )
+    for note in ready.notes:
+        emit(Note(note))
     for difference in differences:
         emit(Note(f"changed: {difference}"))
     saved = checkpoints(run)
@@ -175,21 +214,30 @@ def execute(
         if known is not None and done:
             _check_pictures(known, plan)
         write_plan(run, plan)
-        given = ingredients(run, plan, base, session, prepare_emit)
+        given = ingredients(run.path / "cache" / "latents.safetensors", plan, base, session, prepare_emit)
+        validation = validation_of(run, ready, session, prepare_emit)
+        for text in session.notes:  # prompts cut, an autoencoder upcast, …: before the steps begin
+            emit(Note(text))
         if state is not None:
             session.load_state(state)
-        train(run, plan, given, session, host, recipe, ready.prompts, done=done, emit=emit, stop=stop)
+        train(run, plan, given, session, host, recipe, ready.prompts, validation, done=done, emit=emit, stop=stop)
         references = [Path(picture.path) for picture in plan.streams[0].pictures]
         sheet = run_sheet(run.samples, ready.prompts, [path for path in references if path.is_file()])
         if sheet is not None:
             save_picture(sheet, run.path / "sheet.png")
-        product = write_product(session.product(), run, base, product_words(plan, base, recipe))
+        product = write_product(session.product(), run, base, words_of(run, plan, base, recipe.settings))
     finally:
         session.close()
+    wanted = [also_path(product, dialect, host) for dialect in recipe.settings.also]
+    title = recipe.settings.title or run.path.name
+    card = model_card(plan, base, title=title, product=product, prompts=ready.prompts, also=wanted)
+    write_atomically(run.path / "README.md", card.encode())
+    _tell_best(run, emit)
     # Said last: until then a product may be that of fewer steps, from before the run was trained further.
     write_facts(run, {**run.facts(), "product_steps": plan.steps, "finished": now()})
     for complaint in host.announce("persona_run_finished", run=run.path, product=product):
         emit(Note(complaint))
+    write_also(product, recipe.settings.also, host, base)
 
 
 def train(
@@ -200,6 +248,7 @@ def train(
     host: Host,
     recipe: Recipe,
     prompts: tuple[str, ...],
+    validation: Validation | None = None,
     *,
     done: int,
     emit: Emit,
@@ -208,7 +257,7 @@ def train(
     """Steps `done`+1 to the last, with figures, samples, checkpoints. A step's samples come before its checkpoint, so
     that a resumed run makes those again that a kill may have cut short."""
     settings = recipe.settings
-    trackers = [host.load("tracker", name)() for name in ("csv",)]
+    trackers = [host.load("tracker", name)() for name in dict.fromkeys(("csv", *settings.tracker))]
     for tracker in trackers:
         tracker.start(run.path, {**dataclasses.asdict(settings), "resumed_at": done})
     sampled_at = sample_steps(settings.sample_every, plan.steps)
@@ -216,10 +265,14 @@ def train(
     try:
         if (done == 0 or done in sampled_at) and not _is_sampled(run, done, prompts):
             sample(run, done, session, plan, prompts, recipe, host, emit)
+        if done == 0 and validation is not None:
+            emit(Note(f"validation loss before training: {validation.loss(session):.4f}"))
         for update in range(done, plan.steps):
             step = update + 1
             try:
                 values = take_step(plan, given, session, update)
+                if validation is not None and validation.due(step):
+                    values["validation_loss"] = validation.loss(session)
             except TrainingError as error:
                 _set_aside(error, run, step - 1)
                 raise _with_last_checkpoint(error, run, step, plan) from error
@@ -230,7 +283,10 @@ def train(
             _announce(host, emit, "persona_step_done", run=run.path, step=step, values=values)
             stopped = stop()
             if step in sampled_at and not stopped:
-                sample(run, step, session, plan, prompts, recipe, host, emit)
+                try:
+                    sample(run, step, session, plan, prompts, recipe, host, emit)
+                except TrainingError as error:
+                    raise _with_last_checkpoint(error, run, step, plan) from error
             if stopped or step == plan.steps or (settings.save_every and step % settings.save_every == 0):
                 try:
                     path = save_checkpoint(run, step, session.state(), keep_last=settings.keep_last)
@@ -322,8 +378,26 @@ def with_class_pictures(ready: Prepared, session: Session, emit: Emit) -> Traini
     return dataclasses.replace(ready.plan, streams=tuple(streams))
 
 
-def ingredients(run: RunFolder, plan: TrainingPlan, base: Base, session: Session, emit: Emit) -> Ingredients:
-    """Latent moments of all views and, unless a text encoder is trained, the encoded captions."""
+def validation_of(run: RunFolder, ready: Prepared, session: Session, emit: Emit) -> Validation | None:
+    """What follows the validation loss, its pictures encoded; None when none are held out."""
+    plan = ready.validation
+    if plan is None:
+        return None
+    given = ingredients(run.path / "cache" / "validation.safetensors", plan, ready.base, session, emit)
+    return Validation(plan, given, ready.recipe.settings.validation_every, ready.plan.steps)
+
+
+def _tell_best(run: RunFolder, emit: Emit) -> None:
+    found = best_step(run)
+    if found is not None:
+        step, loss, last = found
+        emit(Note(f"validation loss was lowest after step {step}: {loss:.4f} (at the end {last:.4f})"))
+        if loss < last and any(path.name == f"step-{step:06d}" for path in checkpoints(run)):
+            emit(Note(f"that one as an adapter: persona export {run.path}:{step}"))
+
+
+def ingredients(file: Path, plan: TrainingPlan, base: Base, session: Session, emit: Emit) -> Ingredients:
+    """Latent moments of all views, kept in `file`, and, unless a text encoder is trained, the encoded captions."""
     views = all_views(plan)
     keys: dict[tuple[int, View], str] = {}
     place: dict[str, tuple[int, View]] = {}
@@ -337,7 +411,7 @@ def ingredients(run: RunFolder, plan: TrainingPlan, base: Base, session: Session
         number, view = place[key]
         return load_pixels(plan.streams[number].pictures[view.picture], view, plan)
 
-    cache = MomentCache(run.path / "cache" / "latents.safetensors")
+    cache = MomentCache(file)
     cache.fill(
         list(place), picture_of, session.encode_pictures, lambda done, total: emit(Stage("latents", done, total))
     )
@@ -359,15 +433,10 @@ def trains_text(plan: TrainingPlan, base: Base) -> bool:
     )
 
 
-def encoded_captions(plan: TrainingPlan, session: Session, emit: Emit) -> dict[str, dict[str, Any]]:
-    """Every caption's conditioning arrays, encoded one by one (the same bits whatever else is in the run)."""
-    found = {}
-    captions = caption_set(plan.streams, plan.caption_dropout > 0)
-    for number, caption in enumerate(captions):
-        if number % 16 == 0:
-            emit(Stage("captions", number, len(captions)))
-        found[caption] = {name: values[0] for name, values in session.encode_text([caption]).items()}
-    return found
+def encoded_captions(plan: TrainingPlan, session: Session, emit: Emit) -> EncodedCaptions:
+    """Every caption's conditioning arrays; those of shuffled tags as they are met."""
+    known = caption_set(plan.streams, plan.caption_dropout > 0)
+    return EncodedCaptions(session.encode_text, known, lambda done, total: emit(Stage("captions", done, total)))
 
 
 def time_ids_of(plan: TrainingPlan, base: Base) -> Callable[[int, View], Any] | None:
@@ -430,18 +499,12 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def product_words(plan: TrainingPlan, base: Base, recipe: Recipe) -> dict[str, str]:
-    """What a product says of itself in its metadata."""
-    words = {
-        "persona.method": plan.method,
-        "persona.base": base.id,
-        "persona.base_hash": base.hash,
-        "persona.steps": str(plan.steps),
-        "persona.seed": str(plan.seed),
-        "persona.version": __version__,
-    }
-    if plan.metadata.get("trigger"):
-        words["modelspec.trigger_phrase"] = plan.metadata["trigger"]
+def words_of(run: RunFolder, plan: TrainingPlan, base: Base, settings: TrainSettings) -> dict[str, str]:
+    """What the run's product says of itself, with its first sample when that is wanted."""
+    words = product_words(plan, base, title=settings.title or run.path.name, steps=plan.steps)
+    picture = run.samples / f"step-{plan.steps:06d}" / "00.png"
+    if settings.thumbnail and picture.is_file():
+        words["modelspec.thumbnail"] = thumbnail(picture)
     return words
 
 

@@ -126,7 +126,7 @@ def _part(options: LowRankOptions, base: Base, component: str, patterns: tuple[s
 
 
 def _convolutions(base: Base, component: str) -> tuple[str, ...]:
-    """The convolutions that kohya's conv_dim and LyCORIS train: those of residual blocks and of down- and upsamplers."""
+    """The convolutions that kohya's conv_dim and LyCORIS train: of residual blocks and of down- and upsamplers."""
     return tuple(
         path
         for path, shape in linear_modules(base.parameters[component]).items()

@@ -12,17 +12,20 @@ from persona.core.training.run import write_atomically
 
 
 class CsvTracker:
-    """Writes a row as soon as its step is done. After a resume, rows behind the checkpoint are written again."""
+    """Writes a row as soon as its step is done; a figure that a step does not have is an empty cell. After a resume,
+    rows behind the checkpoint are written again."""
 
     name = "csv"
 
     def __init__(self) -> None:
         self.file: TextIO | None = None
         self.columns: list[str] = []
+        self.later: tuple[str, ...] = ()
 
     def start(self, run_folder: Path, settings: Mapping[str, Any]) -> None:
         """Open the file; keep the rows up to `settings["resumed_at"]`."""
         path = run_folder / "metrics.csv"
+        self.later = ("validation_loss",) if settings.get("validation_data") else ()
         resumed_at = int(settings.get("resumed_at", 0))
         kept = []
         if path.is_file():
@@ -42,9 +45,10 @@ class CsvTracker:
             return
         writer = csv.writer(self.file)
         if not self.columns:
-            self.columns = ["step", *values]
+            self.columns = ["step", *values, *(name for name in self.later if name not in values)]
             writer.writerow(self.columns)
-        writer.writerow([step, *(f"{values.get(name, float('nan')):.9g}" for name in self.columns[1:])])
+        cells = [f"{values[name]:.9g}" if name in values else "" for name in self.columns[1:]]
+        writer.writerow([step, *cells])
         self.file.flush()
 
     def finish(self) -> None:

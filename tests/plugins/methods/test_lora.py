@@ -106,7 +106,7 @@ def test_what_cannot_work_is_refused_in_words(mini: Any, options: dict[str, Any]
 
 
 def test_every_variant_trains_and_comes_out_as_planned(mini: Any) -> None:
-    """Mixed ranks with their own alphas, convolutions, DoRA and rsLoRA: ΔW of the product is alpha/√rank · up · down."""
+    """Mixed ranks with their own alphas, convolutions, DoRA and rsLoRA: the scale of every module is alpha/√rank."""
     from persona.core.host.contracts import Runtime
     from persona.core.training.batch import Batch
     from persona.plugins.backends.torch import TorchBackend

@@ -1,0 +1,82 @@
+"""Any checkpoint of a run as what the run's own product is: an adapter file, or a folder of changed components."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from persona.core.adapters.entry import Checkpoint
+from persona.core.host.contracts import Runtime
+from persona.core.host.errors import OutputExists, ResumeError, UsageError
+from persona.core.host.host import Host
+from persona.core.training.run import RunFolder, checkpoints, clear_disk_errors, load_checkpoint
+from persona.hub.bases import open_base
+from persona.runs.about import product_words
+from persona.runs.backends import choose_backend
+from persona.runs.products import write_adapter, write_also, write_components
+from persona.runs.recipe import read_recipe
+
+
+def parse_run(text: str) -> tuple[RunFolder, int | None]:
+    """`RUN` or `RUN:STEP`. Raises UsageError for a step that is no number."""
+    if Path(text).is_dir():
+        return RunFolder(Path(text)), None
+    folder, sign, step = text.rpartition(":")
+    if not sign:
+        raise UsageError(f"There is no run {text}.", hint="Name its folder, for example: runs/lora-001")
+    if not step.isdigit():
+        raise UsageError(f"{step!r} is not a step.", hint=f"For example: {folder}:100")
+    return RunFolder(Path(folder)), int(step)
+
+
+def checkpoint_of(run: RunFolder, step: int | None) -> Path:
+    """The checkpoint of a step, or the last. Raises ResumeError naming the steps there are."""
+    saved = {int(path.name.removeprefix("step-")): path for path in checkpoints(run)}
+    if not saved:
+        raise ResumeError(f"{run.path} has no checkpoint.", hint="Keep more of them: --save-every and --keep-last")
+    if step is None:
+        return saved[max(saved)]
+    if step not in saved:
+        kept = ", ".join(str(number) for number in sorted(saved))
+        raise ResumeError(
+            f"{run.path} has no checkpoint of step {step}; it has {kept}.",
+            hint=f"Take one of those, or keep more: --save-every, --keep-last (for example {run.path}:{max(saved)})",
+        )
+    return saved[step]
+
+
+def export(
+    run: RunFolder, step: int | None, host: Host, *, output: Path | None = None, also: Sequence[str] = ()
+) -> list[Path]:
+    """Write the product of a checkpoint to `output` (default: in the run, named by its step); what was written.
+
+    Raises ResumeError when there is no such checkpoint or the base is another one, OutputExists."""
+    plan = run.plan()
+    chosen = checkpoint_of(run, step)
+    recipe = {key: value for key, (value, _) in read_recipe(run.recipe).items()}
+    base = open_base(str(recipe.get("base") or "mini"))
+    if run.facts().get("base_hash") not in (None, base.hash):
+        raise ResumeError(f"The base {base.id} is not the one {run.path} was trained on: its digest is another.")
+    if any(part.kind == "weights" for part in plan.trains) and also:
+        raise UsageError("--also: whole weights are no adapter.", hint="Leave it out")
+    reached, state = load_checkpoint(chosen)
+    name = f"model-{reached:06d}" if any(part.kind == "weights" for part in plan.trains) else f"adapter-{reached:06d}"
+    path = output or run.path / (name if name.startswith("model") else f"{name}.safetensors")
+    if path.exists():
+        raise OutputExists(f"{path} is there already.", hint="Name another place: --output FILE")
+    words = product_words(plan, base, title=str(recipe.get("title") or run.path.name), steps=reached)
+    session = choose_backend(host, recipe.get("backend")).open(
+        base, dataclasses.replace(plan, steps=max(plan.steps, reached)), Runtime(str(recipe.get("device") or "auto"))
+    )
+    try:
+        session.load_state(state)
+        product = session.product()
+        with clear_disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(product, Checkpoint):
+                return [write_components(product, path, base, words)]
+            write_adapter(product, path, words)
+    finally:
+        session.close()
+    return [path, *write_also(path, also, host, base)]
