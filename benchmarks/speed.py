@@ -21,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # persona, where it is not installed
 
 MEASUREMENTS = {
+    "convert": "one adapter, and a gigabyte of them, between dialects: beside cp + fsync of the same files",
     "startup": "how long a command takes that does nothing: persona --help and its neighbours",
 }
 

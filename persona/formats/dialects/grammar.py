@@ -88,6 +88,11 @@ _LITERAL = {
     if re.fullmatch(r"(?:\\\.\w+)+", suffix)
 }
 _LONGEST = max(suffix.count(".") for suffix in _LITERAL)
+_INSIDE_A_WORD = {
+    suffix.replace(r"\.", "."): (factor, spelling)
+    for suffix, factor, spelling in _ALTERNATIVES
+    if re.fullmatch(r"\w+(?:\\\.\w+)*", suffix)
+}
 
 
 @dataclass
@@ -136,6 +141,9 @@ def split_key(key: str) -> tuple[str, str, str] | None:
             found = (key[:place], *_LITERAL[key[place:]])
     if found is not None:
         return found
+    for suffix, (factor, spelling) in _INSIDE_A_WORD.items():
+        if key.endswith(suffix) and len(key) > len(suffix):
+            return key[: -len(suffix)], factor, spelling
     match = _KEY.match(key)
     if match is None:
         return None
