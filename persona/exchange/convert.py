@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona.core.adapters.entry import Adapter
-from persona.core.host.errors import ConversionError, OutputExists, UsageError, did_you_mean
+from persona.core.host.errors import ConversionError, OutputExists, UnreadableFile, UsageError, did_you_mean
 from persona.core.host.host import Host
 from persona.exchange.join import join
 from persona.exchange.load import load_adapter
@@ -70,10 +70,17 @@ def convert(sources: Sequence[Path], destination: Path, wish: Wish, host: Host) 
         from persona.formats.models.families import family_named
 
         family_named(wish.family)
-    loaded = [
-        load_adapter(path, host, alpha=wish.alpha, override_alpha=wish.override_alpha, family=wish.family)
-        for path in sources
-    ]
+    try:
+        loaded = [
+            load_adapter(path, host, alpha=wish.alpha, override_alpha=wish.override_alpha, family=wish.family)
+            for path in sources
+        ]
+    except UnreadableFile as problem:
+        if len(sources) != 1:
+            raise
+        from persona.exchange.models import converted_model, load_model
+
+        return converted_model(load_model(sources[0], host, problem, family=wish.family), destination, wish, host)
     adapter = loaded[0] if len(loaded) == 1 else join(loaded)
     notes = [*adapter.notes, *_alpha_notes(adapter, wish)]
     notes += _leftovers(adapter, wish)
