@@ -151,7 +151,7 @@ def resume(
     from persona.runs.assemble import assemble
     from persona.runs.training import resume as go_on
 
-    folder = Path(getattr(run, "path", run))
+    folder = Path(run) if isinstance(run, (str, os.PathLike)) else run.path
     wanted = assemble(host(), [], _given({"resume_path": str(folder), **options}), default_recipe=None)
     assert wanted.run is not None
     return go_on(wanted.run, wanted.recipe, host(), allow_change=allow_change, emit=emit or _quiet, stop=_never)
