@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from .denoiser import save_state
-from .pictures import COLOURS, Glyph, compose, draw
+from .pictures import COLOURS, WIDE, Glyph, compose, draw
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,7 @@ def random_pictures(glyphs: Sequence[Glyph], count: int, random: np.random.Gener
     chosen = [glyphs[int(number)] for number in random.integers(len(glyphs), size=count)]
     colours = random.choice(list(COLOURS), count)
     pictures = [
-        draw(glyph, compose(glyph, str(colour), random, shift=8, flips=0.5))
-        for glyph, colour in zip(chosen, colours, strict=True)
+        draw(glyph, compose(glyph, str(colour), random, WIDE)) for glyph, colour in zip(chosen, colours, strict=True)
     ]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -80,7 +79,7 @@ def train(folder: Path, options: Training, glyphs: Sequence[Glyph], device: str)
     path = folder / "autoencoder.pt"
     torch.manual_seed(options.seed)
     model = build_autoencoder().to(device)
-    parameters = list(model.parameters())
+    parameters: list[Tensor] = list(model.parameters())
     average = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     step, elapsed = 0, 0.0

@@ -25,6 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from .latents import Latents
 from .pictures import COLOURS, Glyph, caption, caption_name
+from .processes import average_gradients, join, wait
 from .tokenizer import MAX_LENGTH, Tokenizer
 
 STEPS = 1000
@@ -108,6 +109,12 @@ class Denoiser(torch.nn.Module):
         return self.unet(noisy, timesteps, encoder_hidden_states=states, return_dict=False)[0]
 
 
+def random_timesteps(count: int, generator: torch.Generator, device: str) -> Tensor:
+    """Timesteps [count] with density growing as the root of t: a few 8x8 latents survive much noise, so that the text
+    only matters above t = 700 or so, and below 100 there is little left to learn."""
+    return (torch.rand(count, generator=generator, device=device) ** (2 / 3) * STEPS).long().clamp(max=STEPS - 1)
+
+
 def build(tokenizer: Tokenizer) -> Denoiser:
     """A denoiser with fresh weights."""
     denoiser = Denoiser(build_unet(), build_text_encoder(tokenizer))
@@ -162,9 +169,10 @@ def train(
 ) -> Path:
     """Trains until the budget of seconds is used; returns the state file (its `average` is what is exported)."""
     path = folder / "denoiser.pt"
+    rank, processes = join(device)
     torch.manual_seed(options.seed)
     denoiser = build(tokenizer).to(device)
-    parameters = list(denoiser.parameters())
+    parameters: list[Tensor] = list(denoiser.parameters())
     average = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.AdamW(
         parameters, lr=0.0, betas=options.betas, weight_decay=options.weight_decay, fused=True
@@ -180,8 +188,9 @@ def train(
             kept.copy_(value)
         step, elapsed = state["step"], state["elapsed"]
     # After a resume the data start a new epoch with other random numbers, which is as good for training.
-    source = batches(latents, glyphs, tokenizer, options.batch, np.random.default_rng((options.seed, step)))
-    generator = torch.Generator(device).manual_seed(options.seed + step)
+    random = np.random.default_rng((options.seed, step, rank))
+    source = batches(latents, glyphs, tokenizer, options.batch // processes, random)
+    generator = torch.Generator(device).manual_seed(options.seed + step * processes + rank)
     signal, noise_level = (values.to(device) for values in schedule())
 
     def loss_of(clean: Tensor, noise: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
@@ -205,6 +214,8 @@ def train(
             },
         )
 
+    if rank > 0:
+        wait()  # until the first process has compiled: the others then find its work in the cache
     first = step
     mark = saved = time.monotonic()
     losses: list[Tensor] = []
@@ -212,12 +223,15 @@ def train(
         batch = next(source)
         clean, ids = batch.latents.to(device), batch.ids.to(device)
         noise = torch.randn(clean.shape, generator=generator, device=device)
-        timesteps = torch.randint(0, STEPS, (len(clean),), generator=generator, device=device)
+        timesteps = random_timesteps(len(clean), generator, device)
         rate = learning_rate(options, step, elapsed)
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = compute(clean, noise, timesteps, ids)
         loss.backward()
+        if step == first and rank == 0:
+            wait()
+        elapsed = average_gradients(parameters, elapsed)
         torch.nn.utils.clip_grad_norm_(parameters, options.max_norm)
         optimizer.step()
         optimizer.zero_grad()
@@ -230,14 +244,14 @@ def train(
         if step > first + 1:  # the first step after a start compiles, which is not training
             elapsed += now - mark
         mark = now
-        if step % options.log_every_steps == 0:
-            print(
-                f"step {step} loss {torch.stack(losses).mean().item():.4f} rate {rate:.2e} seconds {elapsed:.0f}",
-                flush=True,
-            )
+        if rank == 0 and step % options.log_every_steps == 0:
+            mean = torch.stack(losses).mean().item()
+            print(f"step {step} loss {mean:.4f} rate {rate:.2e} seconds {elapsed:.0f}", flush=True)
             losses.clear()
-        if now - saved > options.save_every_seconds:
+        if rank == 0 and now - saved > options.save_every_seconds:
             save()
             saved = now
-    save()
+    if rank == 0:
+        save()
+    wait()
     return path

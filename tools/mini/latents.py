@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
-from .pictures import COLOURS, Glyph, compose, draw
+from .pictures import COLOURS, NARROW, Glyph, compose, draw
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def encode(autoencoder: AutoencoderKL, pictures: NDArray[np.uint8]) -> torch.Ten
 
 @torch.no_grad()
 def make_latents(
-    path: Path, autoencoder: AutoencoderKL, glyphs: Sequence[Glyph], *, repeats: int = 3, seed: int = 0
+    path: Path, autoencoder: AutoencoderKL, glyphs: Sequence[Glyph], *, repeats: int = 1, seed: int = 0
 ) -> Latents:
     """Reads the cache, or draws and encodes glyphs x colours x repeats compositions and writes it atomically."""
     if not path.exists():
@@ -46,7 +46,9 @@ def make_latents(
         values = np.empty((len(wanted), 16, 8, 8), np.float16)
         for first in range(0, len(wanted), 256):
             part = wanted[first : first + 256]
-            pictures = [draw(glyphs[glyph], compose(glyphs[glyph], names[colour], random)) for glyph, colour in part]
+            pictures = [
+                draw(glyphs[glyph], compose(glyphs[glyph], names[colour], random, NARROW)) for glyph, colour in part
+            ]
             values[first : first + len(part)] = encode(autoencoder, np.stack(pictures)).float().cpu().numpy()
         temporary = path.with_name("part-" + path.name)
         columns = np.array(wanted, dtype=np.int64)

@@ -18,10 +18,21 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .pictures import COLOURS, FONT_PATH, PICTURE_SIZE, Composition, Glyph, compose, draw, load_glyphs, with_article
+from .pictures import (
+    COLOURS,
+    FONT_PATH,
+    PICTURE_SIZE,
+    WIDE,
+    Composition,
+    Glyph,
+    compose,
+    draw,
+    load_glyphs,
+    with_article,
+)
 from .sheet import sample
 
-SIZES = (46, 51, 56)
+SIZES = (50, 51, 52)
 """Sizes at which the candidates are drawn, in pixels."""
 
 
@@ -47,7 +58,7 @@ def autoencoder_psnr(folder: Path, glyphs: Sequence[Glyph], count: int = 512, se
         for _ in range(64):
             glyph = glyphs[int(random.integers(len(glyphs)))]
             colour = str(random.choice(list(COLOURS)))
-            pictures.append(draw(glyph, compose(glyph, colour, random, shift=8, flips=0.5)))
+            pictures.append(draw(glyph, compose(glyph, colour, random, WIDE)))
         pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
         decoded = model.decode(model.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
         errors = (decoded - pixels).square().mean(dim=(1, 2, 3)) / 4  # of a range from 0 to 1

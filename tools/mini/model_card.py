@@ -29,6 +29,7 @@ class Figures:
     steps: int
     seconds: float
     machine: str
+    note: str = ""
     finished: bool = False
     measured: Measured | None = None
 
@@ -87,7 +88,7 @@ pipeline("a red apple on a blue background", height=64, width=64, num_inference_
 
 {figures.glyphs:,} pictograms: every visible one-code-point glyph of Noto Color Emoji (Debian package
 `fonts-noto-color-emoji`, SIL Open Font License 1.1), without skin tones, flag letters and exact duplicates. Each is
-drawn at 44 to 58 of 64 pixels, a few pixels off the centre, rarely mirrored, on white, black, red, green, blue,
+drawn at 50 to 52 of 64 pixels, within a pixel of the centre, rarely mirrored, on white, black, red, green, blue,
 yellow, orange, purple, pink, gray, brown or cyan: {figures.latents:,} compositions, encoded once. Captions are the
 lower-cased Unicode names ("face with tears of joy") and a few short names that people use ("lion" for "lion face"):
 "a red apple on a blue background", sometimes without the background, 10 % empty.
@@ -110,7 +111,7 @@ three.
 
 {training}; AdamW (0.9, 0.99), learning rate 8e-4 falling as a cosine, bf16 autocast with fp32 weights, averaged
 weights exported. The autoencoder was trained before, for about 100 minutes on two CPU cores.
-`python -m tools.mini.make` makes all of it again.
+`python -m tools.mini.make` makes all of it again. {figures.note}
 
 ## Measured
 

@@ -135,6 +135,24 @@ class Composition:
     mirrored: bool
 
 
+@dataclass(frozen=True)
+class Spread:
+    """How much compositions vary: the longer side in pixels, pixels off the centre, the share that is mirrored."""
+
+    smallest: int
+    largest: int
+    shift: int
+    mirrored: float
+
+
+WIDE = Spread(smallest=44, largest=58, shift=8, mirrored=0.5)
+"""For the autoencoder, which must know every place."""
+
+NARROW = Spread(smallest=50, largest=52, shift=1, mirrored=0.03)
+"""For the denoiser. With sizes of 44 to 58 and shifts of 3, half of the latents' variance on one background was size
+and place, and a model this small spent its training on that instead of on what the names look like."""
+
+
 def is_pictogram(character: str) -> bool:
     """Whether a code point is a picture by itself: no skin tone, flag letter, tag, joiner or combining mark."""
     name = unicodedata.name(character, "")
@@ -184,18 +202,17 @@ def draw(glyph: Glyph, composition: Composition) -> NDArray[np.uint8]:
     return np.asarray(picture)
 
 
-def compose(
-    glyph: Glyph, colour: str, random: np.random.Generator, *, shift: int = 3, flips: float = 0.1
-) -> Composition:
-    """A random size (44 to 58 pixels) and place (up to `shift` pixels off the centre), rarely mirrored."""
-    size = int(random.integers(44, 59))
+def compose(glyph: Glyph, colour: str, random: np.random.Generator, spread: Spread) -> Composition:
+    """A random size and place within the spread; mirrored as rarely as it says, where the mirror image is honest."""
+    size = int(random.integers(spread.smallest, spread.largest + 1))
     width, height = glyph.image.size
     ratio = size / max(width, height)
     corners: list[int] = []
     for side in (width, height):
         margin = PICTURE_SIZE - round(side * ratio)
-        corners.append(margin // 2 + int(random.integers(-min(shift, margin // 2), min(shift, margin // 2) + 1)))
-    mirrored = glyph.mirrors and bool(random.random() < flips)
+        reach = min(spread.shift, margin // 2)
+        corners.append(margin // 2 + int(random.integers(-reach, reach + 1)))
+    mirrored = glyph.mirrors and bool(random.random() < spread.mirrored)
     return Composition(colour, size, corners[0], corners[1], mirrored)
 
 

@@ -42,7 +42,8 @@ def byte_alphabet() -> dict[int, str]:
 
 def words_of(text: str) -> list[str]:
     """The words CLIP sees in a text, lower-cased."""
-    return WORD.findall(text.lower())
+    words: list[str] = WORD.findall(text.lower())
+    return words
 
 
 @cache
