@@ -20,7 +20,7 @@ DEFAULT_RECIPE = "persona.yaml"
 
 
 class TrainCommand(click.Command):
-    """Shows and takes the options of the method that is named on the line (or in the recipe), besides the shared ones."""
+    """Takes and shows the options of the method named on the line or in the recipe, besides the shared ones."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> click.Context:
         """Look for the method in the arguments before they are parsed."""
@@ -116,7 +116,7 @@ def _method_in(file: Path) -> str | None:
 @click.option("--output", metavar="DIR", help="The run's folder; default: runs/METHOD-NNN.")
 @click.option("--resume", "resume_path", metavar="RUN", help="Go on with a run where its last checkpoint is.")
 @click.option("--allow-change", is_flag=True, help="With --resume: go on although data, base or options changed.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done and needed; train nothing.")
+@click.option("--dry-run", is_flag=True, help="Try a few steps, say what the run would need; keep nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines.")
 @click.pass_context
 def train(context: click.Context, /, recipe: tuple[str, ...], as_json: bool, **values: Any) -> None:
@@ -144,7 +144,7 @@ def train(context: click.Context, /, recipe: tuple[str, ...], as_json: bool, **v
             report.note(note)
         if values["dry_run"]:
             ready = prepare(wanted.recipe, host)
-            result = estimate(ready)
+            result = estimate(ready, host)
             click.echo(json.dumps(result, indent=1)) if as_json else print_estimate(result)
             return
         with stop_on_interrupt(report.note) as stop:

@@ -48,6 +48,12 @@ def product_words(plan: TrainingPlan, base: Base, *, title: str, steps: int) -> 
     return words
 
 
+def title_of(plan: TrainingPlan, base: Base) -> str:
+    """What a product is called when nobody said it: by its word, else its method. Not by its run's folder, so that the
+    same run has the same bytes wherever it lies."""
+    return f"{plan.metadata.get('trigger') or plan.method} ({base.id})"
+
+
 def architecture(plan: TrainingPlan, base: Base) -> str:
     """modelspec.architecture: the family's, and which kind of adapter it is."""
     family = ARCHITECTURES.get(base.family, base.family)

@@ -79,7 +79,10 @@ def assemble(host: Host, words: Sequence[str], typed: Mapping[str, Any], *, defa
     if not values.get("data"):
         values, note = with_example(values, options_class)
         notes.append(note)
-    values = base_defaults(str(values.get("base", "mini")), str(method)) | values
+    now = {**assigned, **{key: value for key, value in typed.items() if value is not None}}
+    values = with_one_length(values, now)
+    defaults = base_defaults(str(values.get("base", "mini")), str(method))
+    values = defaults | optimizer_defaults(host, values.get("optimizer")) | values
     settings = build_options(TrainSettings, method_defaults(options_class) | values, places)
     recipe = Recipe(
         method=str(method),
@@ -91,13 +94,31 @@ def assemble(host: Host, words: Sequence[str], typed: Mapping[str, Any], *, defa
     return Wanted(recipe, run, tuple(notes))
 
 
+def with_one_length(values: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with steps or epochs, whichever was said last: a run of epochs can be trained further by steps.
+
+    Raises UsageError when both were said `now`."""
+    if now.get("steps") is not None and now.get("epochs") is not None:
+        raise UsageError("--steps and --epochs both say how long to train.", hint="Give one of them")
+    return {**values, "epochs": None} if "steps" in now else dict(values)
+
+
+def optimizer_defaults(host: Host, name: Any) -> dict[str, Any]:
+    """The learning rate that another optimizer than AdamW wants, when it has one of its own."""
+    if name not in host.provided("optimizer"):
+        return {}
+    rate = getattr(host.load("optimizer", str(name)), "learning_rate", None)
+    return {} if rate is None else {"learning_rate": rate}
+
+
 def with_whole_paths(
     values: Mapping[str, Any], options_class: type, from_file: Collection[str], folder: Path
 ) -> dict[str, Any]:
     """The values with absolute paths, so that a run can be gone on with from anywhere. Relative ones in a recipe start
     where the recipe is (`folder`), so that it can be shared with its pictures; typed ones in the current folder."""
     made = dict(values)
-    keys = {field.name for field in dataclasses.fields(options_class) if field.metadata.get("metavar") == "DIR"}
+    fields = (*dataclasses.fields(options_class), *dataclasses.fields(TrainSettings))
+    keys = {field.name for field in fields if field.metadata.get("metavar") == "DIR"}
     for key in {"data", "base", *keys} & made.keys():
         if not isinstance(made[key], str | Path):
             continue

@@ -12,7 +12,7 @@ from persona.core.host.errors import OutputExists, ResumeError, UsageError
 from persona.core.host.host import Host
 from persona.core.training.run import RunFolder, checkpoints, clear_disk_errors, load_checkpoint
 from persona.hub.bases import open_base
-from persona.runs.about import product_words
+from persona.runs.about import product_words, title_of
 from persona.runs.backends import choose_backend
 from persona.runs.products import write_adapter, write_also, write_components
 from persona.runs.recipe import read_recipe
@@ -65,7 +65,7 @@ def export(
     path = output or run.path / (name if name.startswith("model") else f"{name}.safetensors")
     if path.exists():
         raise OutputExists(f"{path} is there already.", hint="Name another place: --output FILE")
-    words = product_words(plan, base, title=str(recipe.get("title") or run.path.name), steps=reached)
+    words = product_words(plan, base, title=str(recipe.get("title") or title_of(plan, base)), steps=reached)
     session = choose_backend(host, recipe.get("backend")).open(
         base, dataclasses.replace(plan, steps=max(plan.steps, reached)), Runtime(str(recipe.get("device") or "auto"))
     )

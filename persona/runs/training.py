@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import platform
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from persona.core.host.errors import (
 from persona.core.host.host import Host
 from persona.core.training.base import Base
 from persona.core.training.buckets import time_ids
+from persona.core.training.captions import alternatives
 from persona.core.training.conditioning import EncodedCaptions
 from persona.core.training.decode import fit_picture
 from persona.core.training.events import CheckpointSaved, Emit, Event, Note, Sampled, Stage, StepDone
@@ -52,7 +54,7 @@ from persona.core.training.schedule import NoiseSchedule
 from persona.core.training.settings import TrainSettings
 from persona.core.training.views import MomentCache, View, size_of, view_key
 from persona.hub.bases import cache_folder, open_base
-from persona.runs.about import product_words, thumbnail
+from persona.runs.about import product_words, thumbnail, title_of
 from persona.runs.backends import choose_backend
 from persona.runs.card import model_card
 from persona.runs.optimizers import with_optimizer
@@ -60,6 +62,7 @@ from persona.runs.pictures import load_pixels, masks_of, scan_folder
 from persona.runs.products import also_path, check_also, write_also, write_product
 from persona.runs.recipe import Recipe, recipe_text
 from persona.runs.sheet import run_sheet, save_picture
+from persona.runs.sizes import refuse_without_room
 from persona.runs.validation import Validation, best_step, validation_plan
 
 Stop = Callable[[], bool]
@@ -124,6 +127,7 @@ def as_told(picture: Picture, settings: TrainSettings) -> Picture:
 def start(recipe: Recipe, host: Host, *, emit: Emit, stop: Stop) -> RunFolder:
     """Make a run from a recipe and train it to its end."""
     ready = prepare(recipe, host)
+    refuse_without_room(ready.plan, ready.base, recipe)
     backend = choose_backend(host, recipe.backend)
     run = new_run(Path(recipe.output) if recipe.output else None, Path("runs"), recipe.method)
     with clear_disk_errors(run.path):
@@ -204,6 +208,7 @@ def execute(
 ) -> None:
     """Open the session, make priors and caches, train, write the product. `known` is the plan the run was started
     with, whose pictures have to be the same."""
+    begun = time.monotonic()
     recipe, base = ready.recipe, ready.base
     runtime = Runtime(recipe.device, recipe.settings.precision, recipe.settings.gradient_checkpointing)
     prepare_emit = _unless_stopped(emit, stop, run)
@@ -226,15 +231,18 @@ def execute(
         if sheet is not None:
             save_picture(sheet, run.path / "sheet.png")
         product = write_product(session.product(), run, base, words_of(run, plan, base, recipe.settings))
+        # what persona train --dry-run predicts, to compare with (of this sitting, when the run was resumed)
+        peak = session.peak_memory() if hasattr(session, "peak_memory") else 0
+        spent = {"seconds": round(time.monotonic() - begun, 3), "peak_memory_bytes": peak}
     finally:
         session.close()
     wanted = [also_path(product, dialect, host) for dialect in recipe.settings.also]
-    title = recipe.settings.title or run.path.name
+    title = recipe.settings.title or title_of(plan, base)
     card = model_card(plan, base, title=title, product=product, prompts=ready.prompts, also=wanted)
     write_atomically(run.path / "README.md", card.encode())
     _tell_best(run, emit)
     # Said last: until then a product may be that of fewer steps, from before the run was trained further.
-    write_facts(run, {**run.facts(), "product_steps": plan.steps, "finished": now()})
+    write_facts(run, {**run.facts(), "product_steps": plan.steps, "finished": now(), **spent})
     for complaint in host.announce("persona_run_finished", run=run.path, product=product):
         emit(Note(complaint))
     write_also(product, recipe.settings.also, host, base)
@@ -463,7 +471,7 @@ def sample_steps(every: int, steps: int) -> set[int]:
 def default_prompts(plan: TrainingPlan) -> tuple[str, ...]:
     """The first caption of each stream."""
     found = [
-        stream.generated.prompt if stream.generated else stream.pictures[0].captions[0]
+        alternatives(stream.generated.prompt)[0] if stream.generated else stream.pictures[0].captions[0]
         for stream in plan.streams
         if stream.generated or (stream.pictures and stream.pictures[0].captions)
     ]
@@ -501,7 +509,7 @@ def now() -> str:
 
 def words_of(run: RunFolder, plan: TrainingPlan, base: Base, settings: TrainSettings) -> dict[str, str]:
     """What the run's product says of itself, with its first sample when that is wanted."""
-    words = product_words(plan, base, title=settings.title or run.path.name, steps=plan.steps)
+    words = product_words(plan, base, title=settings.title or title_of(plan, base), steps=plan.steps)
     picture = run.samples / f"step-{plan.steps:06d}" / "00.png"
     if settings.thumbnail and picture.is_file():
         words["modelspec.thumbnail"] = thumbnail(picture)

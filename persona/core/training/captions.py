@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,3 +168,19 @@ def _clean(text: str) -> str:
     for mark in MARKS:
         text = text.replace(mark, "")
     return text.strip()
+
+
+_ALTERNATIVES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
+
+
+def alternatives(text: str) -> tuple[str, ...]:
+    """Every text that `{a|b|c}` in it stands for, in order: "a {red|blue} hat" is a red hat and a blue hat.
+
+    The notation is that of kohya's wildcards and of dynamic prompts. Braces without a bar stay as they are."""
+    found = _ALTERNATIVES.search(text)
+    if not found:
+        return (text,)
+    before, after = text[: found.start()], text[found.end() :]
+    return tuple(
+        "".join((before, choice, rest)) for choice in found.group(1).split("|") for rest in alternatives(after)
+    )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persona.core.training.base import Base
+from persona.core.training.captions import alternatives
 from persona.core.training.plan import Generated, Picture, Stream, TrainingPlan
 from persona.core.training.run import write_atomically
 
@@ -52,12 +53,18 @@ def class_picture_seed(plan: TrainingPlan, number: int) -> int:
     return 1_000_000 + plan.seed * 100_003 + number
 
 
+def class_prompt(generated: Generated, number: int) -> str:
+    """The prompt of class picture `number`: the alternatives of `{a|b}` take turns."""
+    prompts = alternatives(generated.prompt)
+    return prompts[number % len(prompts)]
+
+
 def request_for(generated: Generated, plan: TrainingPlan, numbers: Sequence[int]) -> SampleRequest:
     """What a session is asked for to make some class pictures."""
     from persona.core.host.contracts import SampleRequest
 
     return SampleRequest(
-        prompts=tuple(generated.prompt for _ in numbers),
+        prompts=tuple(class_prompt(generated, number) for number in numbers),
         seeds=tuple(class_picture_seed(plan, number) for number in numbers),
         negative_prompt=generated.negative_prompt,
         width=plan.width,
@@ -67,6 +74,16 @@ def request_for(generated: Generated, plan: TrainingPlan, numbers: Sequence[int]
         sampler=generated.sampler,
         batch=PICTURES_AT_ONCE,
     )
+
+
+def missing_class_pictures(stream: Stream, own: int, base: Base, plan: TrainingPlan, cache: Path) -> int:
+    """How many class pictures a stream with `own` ones of the user's would have to make now."""
+    generated = stream.generated
+    if generated is None:
+        return 0
+    wanted = max(0, generated.count - own)
+    folder = class_picture_folder(generated, base, plan, cache)
+    return sum(not (folder / class_picture_file(number, wanted)).is_file() for number in range(wanted))
 
 
 def fill_stream(
@@ -85,7 +102,9 @@ def fill_stream(
     generated = stream.generated
     if generated is None:
         return stream
-    kept = [dataclasses.replace(picture, captions=picture.captions or (generated.prompt,)) for picture in own]
+    kept = [
+        dataclasses.replace(picture, captions=picture.captions or alternatives(generated.prompt)) for picture in own
+    ]
     wanted = max(0, generated.count - len(kept))
     folder = class_picture_folder(generated, base, plan, cache)
     files = [folder / class_picture_file(number, wanted) for number in range(wanted)]
@@ -100,8 +119,9 @@ def fill_stream(
             Image.fromarray(pixels).save(buffer, format="PNG")
             write_atomically(files[number], buffer.getvalue(), elsewhere="export PERSONA_CACHE=FOLDER")
     report(wanted, wanted)
-    return dataclasses.replace(stream, pictures=(*kept, *(_picture(file, generated) for file in files)))
+    pictures = (_picture(file, class_prompt(generated, number)) for number, file in enumerate(files))
+    return dataclasses.replace(stream, pictures=(*kept, *pictures))
 
 
-def _picture(file: Path, generated: Generated) -> Picture:
-    return Picture(str(file), (generated.prompt,), sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+def _picture(file: Path, prompt: str) -> Picture:
+    return Picture(str(file), (prompt,), sha256=hashlib.sha256(file.read_bytes()).hexdigest())

@@ -89,7 +89,7 @@ class TrainSettings:
     also: tuple[str, ...] = option(
         (), help="Also write the adapter in another dialect, such as kohya (repeatable).", metavar="DIALECT"
     )
-    title: str | None = option(None, help="Name of the product in its metadata; default: the run's.", metavar="TEXT")
+    title: str | None = option(None, help="Name of the product in its metadata; default: its word.", metavar="TEXT")
     thumbnail: bool = option(False, help="Put the first sample into the product's metadata.")
 
 

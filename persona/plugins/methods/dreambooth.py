@@ -27,7 +27,9 @@ class DreamBoothOptions(LowRankOptions):
     token: str = option("sks", help="The rare word that will name the subject.")
     class_word: str | None = option(None, help="What kind of thing it is: dog, toy, robot.", flag="--class")
     instance_prompt: str | None = option(None, help="Caption of the subject; default 'a TOKEN CLASS'.", metavar="TEXT")
-    class_prompt: str | None = option(None, help="Caption of class pictures; default 'a CLASS'.", metavar="TEXT")
+    class_prompt: str | None = option(
+        None, help="Caption of class pictures; default 'a CLASS'; {a|b} takes turns.", metavar="TEXT"
+    )
     class_pictures: int = option(64, help="Class pictures for prior preservation; 0 trains without.", minimum=0)
     class_data: str | None = option(
         None,
@@ -81,8 +83,8 @@ class DreamBooth:
 def subjects_of(options: DreamBoothOptions, pictures: Sequence[Picture]) -> dict[str, Subject]:
     """The subjects by the names of kohya's folders, or one under "" for all pictures.
 
-    A folder is called by its subject, "sks robot": the first word is the rare one, the rest its class. Raises UsageError
-    for what cannot be learned so."""
+    A folder is called by its subject, "sks robot": the first word is the rare one, the rest its class. Raises
+    UsageError for what cannot be learned so."""
     folders = tuple(dict.fromkeys(kohya_name(picture) for picture in pictures))
     if options.class_word is not None or options.instance_prompt is not None or "" in folders:
         return {"": checked(options, options.token, options.class_word, options.instance_prompt, options.class_prompt)}
@@ -126,8 +128,8 @@ def checked(
     )
     if options.class_pictures and token in class_prompt.split():
         raise UsageError(
-            f"The class prompt {class_prompt!r} contains the subject's word {token!r}: the class would be pulled to the "
-            "subject.",
+            f"The class prompt {class_prompt!r} contains the subject's word {token!r}: the class would be pulled to "
+            "the subject.",
             hint='Name the class alone: --class-prompt "a robot"',
         )
     return Subject(token, class_word or "", instance_prompt, class_prompt)

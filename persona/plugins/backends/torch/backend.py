@@ -39,6 +39,13 @@ class TorchBackend:
 
         return capabilities(find_device(device))
 
+    def free_memory(self, device: str) -> int:
+        """Bytes that are free on `device`, which may be "auto"; 0 where it cannot be asked."""
+        self._require()
+        from persona.plugins.backends.torch.device import find_device, free_memory
+
+        return free_memory(find_device(device))
+
     def open(self, base: Base, plan: TrainingPlan | None, runtime: Runtime) -> TorchSession:
         """Load `base` onto the runtime's device and attach what `plan` trains. Missing or unknown weights are a
         BaseModelError, unknown targets a UsageError, a device that is not there a BackendMissing."""

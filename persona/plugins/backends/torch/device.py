@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.util
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,6 +58,13 @@ class Device:
         used = module.memory_allocated() if hasattr(module, "memory_allocated") else 0
         free, total = module.mem_get_info() if hasattr(module, "mem_get_info") else (0, 0)
         return Memory(int(used), int(free), int(total))
+
+    def peak_memory(self) -> int:
+        """The most bytes that tensors took so far; on a cpu, that this process did. 0 where it cannot be asked."""
+        module = _module(self.kind)
+        if self.kind != "cpu":
+            return int(module.max_memory_allocated()) if hasattr(module, "max_memory_allocated") else 0
+        return _largest_process()
 
     def autocast(self, precision: str) -> Any:
         """Context in which matrix products and convolutions run in `precision`, and sums that need it in fp32."""
@@ -148,6 +157,28 @@ def memory_errors() -> Iterator[None]:
             hint="Lower --batch (and raise --accumulation), --resolution or --rank, or add --gradient-checkpointing "
             "or --precision bf16.",
         ) from error
+
+
+def _largest_process() -> int:
+    """The most memory this process had, in bytes; 0 on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def free_memory(device: Device) -> int:
+    """Bytes that are free on a device, or in this machine for a cpu; 0 where it cannot be asked."""
+    if device.kind != "cpu":
+        return device.memory().free
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), "0")
+    return int(found) * 1024
 
 
 def _module(kind: str) -> Any:

@@ -157,6 +157,10 @@ class TorchSession:
         generators = {name.removeprefix("rng/"): state[name] for name in state if name.startswith("rng/")}
         self.device.set_random_state({kind: torch.tensor(np.array(value)) for kind, value in generators.items()})
 
+    def peak_memory(self) -> int:
+        """The most bytes in use so far: of the device, or of this process on a cpu; 0 where it cannot be asked."""
+        return self.device.peak_memory()
+
     def close(self) -> None:
         """Free the memory; the session cannot be used afterwards."""
         for name in ("_components", "_text", "_autoencoder", "_groups", "_optimizer", "_averages", "_words"):
