@@ -45,8 +45,9 @@ format: $(READY) ## let ruff put it right
 types: $(READY) ## mypy, strict on core and formats
 	$(BIN)/mypy
 
-docs: $(READY) ## write docs/cli.md again, after a verb or a flag has changed
+docs: $(READY) ## write docs/cli.md and docs/formats.md again, after a verb, a flag or a dialect has changed
 	$(BIN)/python -m tools.docs.cli_reference
+	$(BIN)/python -m tools.docs.formats_reference
 
 clean: ## remove the environment, caches and build output (runs and demo results stay)
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

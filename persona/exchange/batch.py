@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from persona.core.host.errors import OutputExists, PersonaError, UnreadableFile, UsageError
 from persona.core.host.host import Host
 from persona.exchange.convert import Wish, convert
-from persona.exchange.places import adapter_files, weight_files
+from persona.exchange.places import is_one_folder, weight_files
 from persona.exchange.report import Report
 
 WORKERS = 4
@@ -36,8 +36,9 @@ class Outcome:
 
 
 def jobs_into_folder(sources: Sequence[Path], folder: Path, ending: str) -> list[Job]:
-    """One job for each source, named after it, with `ending` ("" for a folder of its own). A source folder that is one
-    adapter is one job, any other one for each weight file in it. Raises UsageError when two would get one name."""
+    """One job for each source, named after it, with `ending` ("" for a folder of its own). A source folder that is
+    PEFT's or a whole model is one job, any other one for each weight file in it. Raises UsageError when two would get
+    one name."""
     found = [path for source in sources for path in _adapters_in(source)]
     if not found:
         raise UnreadableFile("There is no weight file in what was given.")
@@ -56,13 +57,7 @@ def jobs_into_folder(sources: Sequence[Path], folder: Path, ending: str) -> list
 
 
 def _adapters_in(source: Path) -> list[Path]:
-    if not source.is_dir():
-        return [source]
-    try:
-        adapter_files(source)
-    except UnreadableFile:
-        return weight_files(source)
-    return [source]
+    return weight_files(source) if source.is_dir() and not is_one_folder(source) else [source]
 
 
 def convert_all(jobs: Sequence[Job], wish: Wish, host: Host, done: Callable[[Outcome], None]) -> list[Outcome]:

@@ -102,7 +102,6 @@ TOOLS: tuple[Tool, ...] = (
             "a1111": "",
             "kohya": "the token becomes emb_params unless token= is given",
             "clip-pair": "clip_l and clip_g have to be passed by hand, one call each (diffusers#8854)",
-            "mindone": "",
         },
         one_token=True,
     ),

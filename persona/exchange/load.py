@@ -13,7 +13,7 @@ from persona.core.host.contracts import Evidence, State, Told
 from persona.core.host.errors import PersonaError, UnreadableFile
 from persona.core.host.host import Host
 from persona.exchange.choices import containers
-from persona.exchange.places import adapter_files
+from persona.exchange.places import adapter_files, passed_over
 from persona.formats.containers.open import identify
 
 LARGEST_CONFIG = 1 << 24
@@ -39,7 +39,12 @@ def load_adapter(
         adapters = [
             load_adapter(file, host, alpha=alpha, override_alpha=override_alpha, family=family) for file in files
         ]
-        return adapters[0] if len(adapters) == 1 else join(adapters, str(path))
+        adapter = adapters[0] if len(adapters) == 1 else join(adapters, str(path))
+        if others := passed_over(path, files):
+            adapter.notes.append(
+                f"of the folder, {', '.join(file.name for file in files)} was read; not {_few(others)}"
+            )
+        return adapter
     container, state = open_state(path, host)
     told = Told(alpha, override_alpha, family, str(path), _beside(path), configs_beside(path))
     return meaning(path, container, state, told, host)
@@ -61,6 +66,7 @@ def meaning(path: Path, container: str, state: State, told: Told, host: Host) ->
             list(reading.leftovers),
         )
     bundled, rest = split_bundle(state, file_stem=path.stem)
+    _use_families(host)
     dialect, _ = best_dialect(path, rest, told, host)
     adapter: Adapter = dialect.read(rest, told)
     adapter.embeddings = [*adapter.embeddings, *bundled]
@@ -70,6 +76,15 @@ def meaning(path: Path, container: str, state: State, told: Told, host: Host) ->
     adapter.source = Source(str(path), container, source.dialect if source else dialect.name)
     adapter.notes = [*state.notes, *(note for note in adapter.notes if note not in state.notes)]
     return adapter
+
+
+def _use_families(host: Host) -> None:
+    """Make the families of plugins known to the dialects."""
+    from persona.formats.models.families import FAMILIES, register
+
+    for name in host.provided("family"):
+        if name not in FAMILIES:
+            register(host.load("family", name))
 
 
 def best_dialect(path: Path, state: State, told: Told, host: Host) -> tuple[Any, Evidence]:
@@ -99,6 +114,10 @@ def not_an_adapter(path: Path, state: State) -> UnreadableFile:
         f"{path} is {looks_like(state)}: no dialect finds a single module of an adapter among its keys {shown}{more}.",
         hint=f"See everything that is known about it: persona inspect {path}",
     )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _beside(path: Path) -> tuple[str, ...]:

@@ -37,6 +37,18 @@ def adapter_files(folder: Path) -> list[Path]:
     return [_only_one(folder)]
 
 
+def is_one_folder(folder: Path) -> bool:
+    """Whether a folder says by itself that it is one thing: PEFT's (whole or by component), or a whole model."""
+    names = ("model_index.json", PEFT_CONFIG, *(f"{name}/{PEFT_CONFIG}" for name in COMPONENTS))
+    return any((folder / name).is_file() for name in names)
+
+
+def passed_over(folder: Path, chosen: list[Path]) -> list[str]:
+    """Names of weight files beside the chosen ones, which a reading of the folder leaves out."""
+    here = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in ENDINGS and path.is_file()]
+    return [path.name for path in here if path not in chosen]
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Every weight file below a folder, sorted; hidden files and folders are passed over."""
     return sorted(

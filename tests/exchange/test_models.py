@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Whole models through `persona.load` and `persona convert`."""
 
 from __future__ import annotations
