@@ -88,13 +88,23 @@ def shifted(pictures: Tensor, reach: int = 2) -> Tensor:
     return torch.stack([padded[..., top : top + side, left : left + side] for top in offsets for left in offsets])
 
 
-def ranks(pictures: NDArray[np.uint8], asked: Sequence[int], colour: str, glyphs: Sequence[Glyph]) -> list[int]:
+def candidates(glyphs: Sequence[Glyph]) -> tuple[Tensor, Tensor]:
+    """Every glyph in every size, on black and on white [glyphs * sizes, 3, 32, 32]: any colour lies between."""
+    black, white = (
+        halved(np.stack([centred(glyph, colour, size) for glyph in glyphs for size in SIZES]))
+        for colour in ("black", "white")
+    )
+    return black, white
+
+
+def ranks(pictures: NDArray[np.uint8], asked: Sequence[int], colour: str, drawn: tuple[Tensor, Tensor]) -> list[int]:
     """For each picture the number of pictograms that are nearer to it than the asked-for one; 0 is recognised."""
-    drawn = np.stack([centred(glyph, colour, size) for glyph in glyphs for size in SIZES])
-    candidates = halved(drawn).flatten(1)  # [glyphs * sizes, 3072]
+    black, white = drawn
+    fill = torch.tensor(COLOURS[colour]).view(3, 1, 1) / 255
+    coloured = (black + (white - black) * fill).flatten(1)  # [glyphs * sizes, 3072]
     queries = shifted(halved(pictures)).flatten(2)  # [shifts, n, 3072]
-    distances = torch.stack([torch.cdist(query, candidates) for query in queries])
-    nearest = distances.amin(0).view(len(pictures), len(glyphs), len(SIZES)).amin(2)  # [n, glyphs]
+    distances = torch.stack([torch.cdist(query, coloured) for query in queries])
+    nearest = distances.amin(0).view(len(pictures), -1, len(SIZES)).amin(2)  # [n, glyphs]
     return [int((row < row[number]).sum()) for row, number in zip(nearest, asked, strict=True)]
 
 
@@ -122,10 +132,11 @@ def measure(
     made = sample(folder, prompts, guidance=guidance, seed=seed, device=device)
     pictures = np.stack([np.asarray(picture.convert("RGB"), dtype=np.uint8) for picture in made])
     places: list[int] = []
+    drawn = candidates(glyphs)
     for colour in COLOURS:
         chosen = [number for number in range(count) if colours[number] == colour]
         if chosen:
-            places += ranks(pictures[chosen], [int(asked[number]) for number in chosen], colour, glyphs)
+            places += ranks(pictures[chosen], [int(asked[number]) for number in chosen], colour, drawn)
     right = [background_of(picture) == colour for picture, colour in zip(pictures, colours, strict=True)]
     mean, worst = autoencoder_psnr(folder, glyphs)
     return Measured(
