@@ -137,7 +137,7 @@ def test_t11_xlabs_files_lose_no_block() -> None:
     up = tensors["single_blocks.3.processor.qkv_lora.up.weight"].read()
     down = tensors["single_blocks.3.processor.qkv_lora.down.weight"].read()
     got = adapter.deltas()["transformer.single_transformer_blocks.3.attn.to_k"]
-    np.testing.assert_allclose(got, up[12:24] @ down, rtol=1e-5)
+    np.testing.assert_allclose(got, up[12:24] @ down, rtol=1e-5, atol=1e-6)
 
 
 def test_t12_norms_that_diffusers_cannot_hold_are_named() -> None:
@@ -236,7 +236,7 @@ def test_t20_lokr_with_both_factors_whole_ignores_alpha() -> None:
     w1, w2 = tensor(2, 2), tensor(8, 8)
     tensors = {f"{module}.lokr_w1": w1, f"{module}.lokr_w2": w2, f"{module}.alpha": in_memory(np.float32(32.0))}
     adapter = read(tensors)
-    np.testing.assert_allclose(adapter.deltas()[f"unet.{QUERY}"], np.kron(w1.read(), w2.read()), rtol=1e-6)
+    np.testing.assert_allclose(adapter.deltas()[f"unet.{QUERY}"], np.kron(w1.read(), w2.read()), rtol=1e-6, atol=1e-6)
     assert certify(adapter, planned(adapter, "diffusers").adapter)["worst_relative_error"] <= 1e-6
     assert float(converted(adapter, "kohya")[f"{module}.alpha"].read()) == 32.0
 
@@ -246,9 +246,11 @@ def test_t20_pefts_lokr_with_both_factors_whole_divides_alpha_by_its_own_rank() 
     tensors = {f"base_model.model.{QUERY}.lokr_w1": w1, f"base_model.model.{QUERY}.lokr_w2": w2}
     told = Told(configs={"adapter_config.json": {"peft_type": "LOKR", "r": 8, "alpha": 4}})
     adapter = DIALECTS["peft"].read(State(tensors, {}), told)
-    np.testing.assert_allclose(adapter.deltas()[f"unet.{QUERY}"], 0.5 * np.kron(w1.read(), w2.read()), rtol=1e-6)
+    np.testing.assert_allclose(
+        adapter.deltas()[f"unet.{QUERY}"], 0.5 * np.kron(w1.read(), w2.read()), rtol=1e-6, atol=1e-6
+    )
     again = read(converted(adapter, "kohya"))
-    np.testing.assert_allclose(again.deltas()[f"unet.{QUERY}"], adapter.deltas()[f"unet.{QUERY}"], rtol=1e-6)
+    np.testing.assert_allclose(again.deltas()[f"unet.{QUERY}"], adapter.deltas()[f"unet.{QUERY}"], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +323,7 @@ def test_t28_t39_alpha_counts_and_half_precision_is_added_up_in_more() -> None:
     entry = lora_entry("unet", QUERY, 8, 8, rank=4, alpha=1.0, dtype="float16")
     made = delta(entry)
     assert made.dtype == np.float32
-    np.testing.assert_allclose(made, expected_delta(entry), rtol=1e-6)
+    np.testing.assert_allclose(made, expected_delta(entry), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -348,7 +350,7 @@ def test_t29c_separate_projections_are_joined_for_kohyas_flux() -> None:
     assert out["lora_unet_single_blocks_0_linear1.lora_up.weight"].shape == (84, 8)
     again = read(out).deltas()
     for entry in adapter.entries.values():
-        np.testing.assert_allclose(again[entry.name], expected_delta(entry), rtol=1e-5)
+        np.testing.assert_allclose(again[entry.name], expected_delta(entry), rtol=1e-5, atol=1e-6)
 
 
 def test_t29d_text_encoder_layers_of_a_flux_file_are_all_there_afterwards() -> None:
@@ -424,7 +426,7 @@ def test_t42_diffsynth_gets_the_scale_in_its_factors() -> None:
     assert not any("alpha" in key for key in out)
     for entry in adapter.entries.values():
         up, down = (out[f"{entry.path}.lora_{x}.default.weight"].read() for x in "BA")
-        np.testing.assert_allclose(up @ down, expected_delta(entry), rtol=1e-5)
+        np.testing.assert_allclose(up @ down, expected_delta(entry), rtol=1e-5, atol=1e-6)
 
 
 def test_t45_sd1_text_encoders_are_called_te_and_not_te1() -> None:

@@ -78,6 +78,9 @@ BOOKKEEPING = re.compile(
 )
 """Keys that are not weights (dialects.md §5.13, stacks/mindspore.md §3): dropped, and reported by name."""
 
+OPTIMIZER = ("adam_m.", "adam_v.", "moment1.", "moment2.", "moments.", "optimizer", "_aux.")
+"""Beginnings of an optimizer's keys, which end as the factors' keys do."""
+
 WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|_fsdp_wrapped_module\.)+")
 
 _ALTERNATIVES = [(suffix, factor, spelling) for spelling, table in SUFFIXES.items() for suffix, factor in table]
@@ -159,6 +162,9 @@ def _group(keys: Iterable[str]) -> Grouped:
         bare = WRAPPERS.sub("", key)
         if bare in input_scaled:
             _put(result, bare[: -len(".weight")], "weight", "ia3", key)
+            continue
+        if bare.startswith(OPTIMIZER):
+            result.bookkeeping.append(key)
             continue
         parts = split_key(bare)
         if parts:

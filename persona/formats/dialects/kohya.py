@@ -170,7 +170,7 @@ DIALECT = TableDialect(
     ),
     places=places,
     names=names,
-    spellings=SPELLINGS,
+    spellings=SPELLINGS | {"peft"},
     suffixes_of=suffixes_of,
     header=header,
     original=True,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from persona.core.adapters.entry import Adapter, Entry, Leftover, Source
-from persona.core.adapters.evidence import decide, kernel_of
+from persona.core.adapters.evidence import decide, kernel_of, weight_shape
 from persona.core.adapters.reshaping import same_bits
 from persona.core.host.contracts import State, Told
 from persona.core.host.errors import UnreadableFile
@@ -97,7 +97,13 @@ def _finish(
 ) -> None:
     if limit == frozenset({"flux1"}):
         _move_t5_for_flux(adapter)
+    _refuse_mixture(adapter)
     verdict = decide(adapter.entries.values(), FAMILIES)
+    if not verdict.families and adapter.entries and told.family is None:
+        raise UnreadableFile(
+            f"Its {len(adapter.entries)} modules belong to no single base model: each is known, but not all to one.",
+            hint="If it is a variant of one, say of which: --family sdxl",
+        )
     families = verdict.families & limit if limit and verdict.families & limit else verdict.families
     adapter.families, adapter.family = settle_family(families, told, adapter)
     order = [FAMILIES[name] for name in FAMILIES if name in (adapter.families or FAMILIES)]
@@ -105,6 +111,21 @@ def _finish(
     if bookkeeping:
         adapter.notes.append(f"dropped {len(bookkeeping)} bookkeeping keys: {', '.join(sorted(bookkeeping)[:5])}")
     _note_alpha(adapter)
+
+
+def _refuse_mixture(adapter: Adapter) -> None:
+    """Every cross-attention of one UNet sees the same text: two widths are two base models in one file."""
+    widths: dict[int, str] = {}
+    for entry in adapter.entries.values():
+        if entry.component == "unet" and entry.path.endswith((".attn2.to_k", ".attn2.to_v")):
+            shape = weight_shape(entry)
+            if shape is not None:
+                widths.setdefault(shape[1], entry.name)
+    if len(widths) > 1:
+        (first, one), (second, other) = list(widths.items())[:2]
+        raise UnreadableFile(
+            f"It mixes adapters of different base models: {one} takes text {first} wide, {other} {second} wide."
+        )
 
 
 def _move_t5_for_flux(adapter: Adapter) -> None:

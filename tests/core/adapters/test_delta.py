@@ -25,13 +25,13 @@ def normal(*shape: int) -> np.ndarray:
 def test_lora_is_scaled_by_alpha_over_rank() -> None:
     down, up = normal(2, 3), normal(4, 2)
     by_hand = [[1.5 * sum(up[i, k] * down[k, j] for k in range(2)) for j in range(3)] for i in range(4)]
-    np.testing.assert_allclose(delta(entry("lora", Scale(3.0, 2), down=down, up=up)), by_hand, rtol=1e-6)
+    np.testing.assert_allclose(delta(entry("lora", Scale(3.0, 2), down=down, up=up)), by_hand, rtol=1e-6, atol=1e-6)
 
 
 def test_rank_stabilised_lora_is_scaled_by_alpha_over_the_root_of_rank() -> None:
     down, up = normal(4, 3), normal(5, 4)
     stabilised = delta(entry("lora", Scale(3.0, 4, "sqrt_rank"), down=down, up=up))
-    np.testing.assert_allclose(stabilised, 1.5 * np.tensordot(up, down, 1), rtol=1e-6)
+    np.testing.assert_allclose(stabilised, 1.5 * np.tensordot(up, down, 1), rtol=1e-6, atol=1e-6)
 
 
 def test_a_convolution_has_the_kernel_of_its_down_factor() -> None:
@@ -74,7 +74,7 @@ def test_tucker_loha_has_its_first_factors_transposed() -> None:
 def test_lokr_is_a_kronecker_product() -> None:
     w1, a, b = normal(2, 2), normal(3, 1), normal(1, 4)
     made = delta(entry("lokr", Scale(2.0, 1), w1=w1, w2_a=a, w2_b=b))
-    np.testing.assert_allclose(made, 2 * np.kron(w1, a @ b), rtol=1e-6)
+    np.testing.assert_allclose(made, 2 * np.kron(w1, a @ b), rtol=1e-6, atol=1e-6)
 
 
 def test_a_lokr_convolution_unfolds_its_flattened_kernel() -> None:
@@ -100,10 +100,12 @@ def test_dora_gives_every_kept_line_the_length_of_its_magnitude(axis: str) -> No
     decomposed = Entry("unet", "m", "lora", plain.factors, plain.scale, Magnitude(in_memory(vector), axis))  # type: ignore[arg-type]
     merged = base + delta(decomposed, base)
     lengths = np.linalg.norm(merged, axis=1 if axis == "out" else 0)
-    np.testing.assert_allclose(lengths, vector, rtol=1e-5)
+    np.testing.assert_allclose(lengths, vector, rtol=1e-5, atol=1e-6)
     direction = base + 0.5 * up @ down
     cosine = (merged * direction).sum(axis=1 if axis == "out" else 0)
-    np.testing.assert_allclose(cosine, lengths * np.linalg.norm(direction, axis=1 if axis == "out" else 0), rtol=1e-5)
+    np.testing.assert_allclose(
+        cosine, lengths * np.linalg.norm(direction, axis=1 if axis == "out" else 0), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_dora_without_the_base_weight_says_what_is_missing() -> None:
@@ -138,7 +140,7 @@ def test_glora_adds_a_product_and_a_product_of_the_base() -> None:
     base, a1, a2, b1, b2 = normal(4, 3), normal(3, 2), normal(2, 3), normal(4, 2), normal(2, 3)
     made = delta(entry("glora", Scale(1.0, 2), a1=a1, a2=a2, b1=b1, b2=b2), base)
     by_hand = 0.5 * (np.einsum("ir,rj->ij", b1, b2) + np.einsum("ik,kr,rj->ij", base, a1, a2))
-    np.testing.assert_allclose(made, by_hand, rtol=1e-5)
+    np.testing.assert_allclose(made, by_hand, rtol=1e-5, atol=1e-6)
 
 
 def test_a_lora_bias_is_scaled_and_a_bias_difference_is_not() -> None:
