@@ -42,18 +42,32 @@ def jobs_into_folder(sources: Sequence[Path], folder: Path, ending: str) -> list
     found = [path for source in sources for path in _adapters_in(source)]
     if not found:
         raise UnreadableFile("There is no weight file in what was given.")
-    stems = [path.name if path.is_dir() else path.stem for path in found]
-    jobs, taken = [], dict[Path, Path]()
-    for path, stem in zip(found, stems, strict=True):
-        name = stem if stems.count(stem) == 1 else f"{path.absolute().parent.name}_{stem}"
-        destination = folder / f"{name}{ending}"
-        if destination in taken:
+    names = _names(found)
+    jobs = [Job((path,), folder / f"{names[path]}{ending}") for path in found]
+    taken: dict[Path, Path] = {}
+    for job in jobs:
+        before = taken.setdefault(job.destination, job.sources[0])
+        if before != job.sources[0]:
             raise UsageError(
-                f"{path} and {taken[destination]} would both become {destination}.", hint="Convert them one at a time."
+                f"{job.sources[0]} and {before} would both become {job.destination}.",
+                hint="Convert them one at a time.",
             )
-        taken[destination] = path
-        jobs.append(Job((path,), destination))
     return jobs
+
+
+def _names(paths: Sequence[Path]) -> dict[Path, str]:
+    """A name for each: its stem; where others have it too, with the folder before it or the ending behind."""
+    stems = {path: path.name if path.is_dir() else path.stem for path in paths}
+    result = {}
+    for path, stem in stems.items():
+        others = [other for other in stems if stems[other] == stem and other != path]
+        name = stem
+        if any(other.absolute().parent != path.absolute().parent for other in others):
+            name = f"{path.absolute().parent.name}_{stem}"
+        if any(other.absolute().parent == path.absolute().parent for other in others):
+            name = f"{name}_{path.suffix[1:]}"
+        result[path] = name
+    return result
 
 
 def _adapters_in(source: Path) -> list[Path]:

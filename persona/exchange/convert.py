@@ -6,19 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from persona.core.adapters.entry import Adapter
 from persona.core.host.errors import ConversionError, OutputExists, UnreadableFile, UsageError, did_you_mean
 from persona.core.host.host import Host
 from persona.exchange.join import join
 from persona.exchange.load import load_adapter
+from persona.exchange.planning import cast, plan_for
 from persona.exchange.report import Report
 from persona.exchange.save import Target, sheets, target_for, write_sheets
 from persona.formats.containers.atomic import refuse_existing
-
-if TYPE_CHECKING:
-    from persona.core.adapters.conversion import Plan
 
 FIXES = ("split-qkv-alpha",)
 ALPHA_ORIGINS = {
@@ -141,29 +139,13 @@ def _planned(adapter: Adapter, target: Target, wish: Wish) -> tuple[Adapter, Seq
     """The adapter as the target can hold it, and the steps that make it so. Raises ConversionError for a module that
     it cannot hold, unless a dry run only wants to see."""
     if target.dialect is None:
-        return _cast(adapter, wish.dtype), ()
-    if wish.dtype is not None and _widens(adapter, wish.dtype):
-        adapter = _cast(adapter, wish.dtype)
-    made = plan_for(adapter, target, wish)
+        return cast(adapter, wish.dtype), ()
+    made = plan_for(adapter, target, rank=wish.rank, base=_base(wish), drop=wish.drop, dtype=wish.dtype)
     if not wish.dry_run:
         made.demand()
         if not made.adapter.entries:
             raise ConversionError(f"{target.name} can hold none of the {len(adapter.entries)} modules.")
-    return _cast(made.adapter, wish.dtype), made.steps
-
-
-def plan_for(adapter: Adapter, target: Target, wish: Wish) -> Plan:
-    """The planner's answer for the slots of the target's dialect and container together."""
-    from persona.core.adapters.conversion import Wishes, plan
-
-    joined = getattr(target.dialect, "joined", None)
-    return plan(
-        adapter,
-        target.slots,
-        target.name,
-        wishes=Wishes(rank=wish.rank, base=_base(wish), drop=wish.drop),
-        **({"fused_path": joined(adapter)} if joined is not None else {}),
-    )
+    return made.adapter, made.steps
 
 
 def _base(wish: Wish) -> Any:
@@ -172,22 +154,6 @@ def _base(wish: Wish) -> Any:
     from persona.exchange.base_weights import base_weights
 
     return base_weights(wish.base)
-
-
-def _cast(adapter: Adapter, dtype: str | None) -> Adapter:
-    if dtype is None:
-        return adapter
-    from persona.exchange.casting import dtype_called, with_dtype
-
-    return with_dtype(adapter, dtype_called(dtype))
-
-
-def _widens(adapter: Adapter, dtype: str) -> bool:
-    """Whether every factor gets more bits: then it is cast before anything is calculated, else after."""
-    from persona.exchange.casting import dtype_called
-
-    wanted = dtype_called(dtype).itemsize
-    return all(ref.dtype.itemsize <= wanted for entry in adapter.entries.values() for ref in entry.factors.values())
 
 
 def refuse_own_source(sources: Sequence[Path], destination: Path) -> None:

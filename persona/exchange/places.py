@@ -7,7 +7,7 @@ from pathlib import Path
 from persona.core.host.errors import UnreadableFile
 
 PEFT_CONFIG = "adapter_config.json"
-ENDINGS = (".safetensors", ".pdparams", ".bin", ".pt", ".pth", ".ckpt", ".npz")
+ENDINGS = (".safetensors", ".pdparams", ".bin", ".pt", ".pth", ".ckpt")
 """Endings that weight files have; inside a folder nothing else is opened."""
 GROUPS: tuple[tuple[str, ...], ...] = (
     ("adapter_model",),

@@ -204,10 +204,14 @@ def save_adapter(
 ) -> str:
     """Write an adapter (or embeddings alone) to `path`; returns the name of the spelling. Nothing is overwritten unless
     `force`. Raises ConversionError when the spelling cannot hold it."""
-    if dtype is not None:
-        from persona.exchange.casting import dtype_called, with_dtype
+    from persona.exchange.planning import cast, plan_for
 
-        adapter = with_dtype(adapter, dtype_called(dtype))
     target = target_for(adapter, path, host, to)
+    if target.dialect is None:
+        adapter = cast(adapter, dtype)
+    else:
+        made = plan_for(adapter, target, dtype=dtype)
+        made.demand()
+        adapter = made.adapter
     write_sheets(sheets(adapter, target, host), target, force=force)
     return target.name
