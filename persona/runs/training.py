@@ -215,6 +215,10 @@ def execute(
     prepare_emit(Stage("loading the base"))
     session: Session = backend.open(base, ready.plan, runtime)
     try:
+        told = session.determinism() if hasattr(session, "determinism") else ""
+        write_facts(run, {**run.facts(), "determinism": told})
+        if told.startswith("up to"):
+            emit(Note(f"the same seed gives the same run {told}"))
         plan = with_class_pictures(ready, session, prepare_emit)
         if known is not None and done:
             _check_pictures(known, plan)

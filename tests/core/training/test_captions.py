@@ -5,7 +5,16 @@ import json
 import pytest
 
 from persona.core.host.errors import DataError, UsageError
-from persona.core.training.captions import TEMPLATES, Row, fill, read_metadata, read_sidecar, sidecar_of, templates_for
+from persona.core.training.captions import (
+    TEMPLATES,
+    Row,
+    alternatives,
+    fill,
+    read_metadata,
+    read_sidecar,
+    sidecar_of,
+    templates_for,
+)
 
 
 @pytest.fixture
@@ -113,3 +122,14 @@ def test_csv_with_a_byte_order_mark_quotes_and_line_breaks(written):
 def test_a_broken_table_is_told_with_its_line(written, name, content, words):
     with pytest.raises(DataError, match=words):
         read_metadata(written(name, content))
+
+
+def test_alternatives_take_every_choice_in_order() -> None:
+    assert alternatives("a {red|blue} hat on {a|the} dog") == (
+        "a red hat on a dog",
+        "a red hat on the dog",
+        "a blue hat on a dog",
+        "a blue hat on the dog",
+    )
+    assert alternatives("a robot{| on snow}") == ("a robot", "a robot on snow")
+    assert alternatives("a {token} {class}") == ("a {token} {class}",)
