@@ -84,7 +84,7 @@ def broken(tiny_sd1, folder, change):
             "is not a whole safetensors file",
         ),
         (
-            lambda base: (base / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"\5" + b"\0" * 7 + b"{{{{{"),
+            lambda base: (base / "text_encoder" / "model.safetensors").write_bytes(b"\5" + b"\0" * 7 + b"{{{{{"),
             "has a broken safetensors header",
         ),
         (

@@ -43,6 +43,15 @@ class Trial:
         return process.exitcode
 
 
+def wait_for(text, process, log):
+    """Wait until a running process has said this."""
+    while process.exitcode is None:
+        if log.exists() and text in log.read_text():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"it ended without saying {text!r}: {log.read_text() if log.exists() else ''}")
+
+
 def everything(run):
     """What two equal runs have in common: every byte but times, places and the order of writing."""
     plan = json.loads((run / "plan.json").read_text())
@@ -147,10 +156,7 @@ def test_the_first_interrupt_saves_the_step_and_the_second_stops_at_once(tmp_pat
     def interrupt_when(text, times=1):
         arguments = ["train", "--resume", trial.run] if trial.run.exists() else trial.first
         process = start(arguments, environment=trial.environment, log=trial.log)
-        said = ""
-        while text not in said and process.exitcode is None:
-            time.sleep(0.01)
-            said = trial.log.read_text() if trial.log.exists() else ""
+        wait_for(text, process, trial.log)
         for _ in range(times):
             os.kill(process.pid, signal.SIGINT)
             time.sleep(0.05 if times > 1 else 0)
@@ -179,8 +185,7 @@ def test_an_interrupt_before_the_first_step_stops_there_and_keeps_what_was_made(
     expected, _ = straight("dreambooth")
     trial = Trial(tmp_path, "dreambooth", [*METHODS["dreambooth"], "--data", data, "--base", tiny_sd1])
     process = start(trial.first, environment=trial.environment, log=trial.log)
-    while "loading the base" not in (trial.log.read_text() if trial.log.exists() else ""):
-        time.sleep(0.01)
+    wait_for("loading the base", process, trial.log)
     os.kill(process.pid, signal.SIGINT)
     process.join()
     assert process.exitcode == 130
@@ -221,8 +226,7 @@ def test_the_command_as_it_is_typed_answers_an_interrupt_with_130(tmp_path, data
 def test_two_processes_cannot_train_one_run(tmp_path, data, tiny_sd1, persona_):
     trial = Trial(tmp_path, "lora", [*METHODS["lora"], "--data", data, "--base", tiny_sd1])
     process = start(trial.first, environment=trial.environment, log=trial.log)
-    while "loading the base" not in (trial.log.read_text() if trial.log.exists() else ""):
-        time.sleep(0.01)
+    wait_for("loading the base", process, trial.log)
     answer = persona_("train", "--resume", trial.run)
     process.kill()
     process.join()
