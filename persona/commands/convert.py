@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from persona.exchange.report import Report
     from persona.exchange.streams import Streams
 
+MOST_NAMED = 40
+"""Dropped modules that are printed by name."""
 EPILOG = """\b
 persona convert learned_embeds.pdparams cat.safetensors
 persona convert lora.safetensors lora-for-a1111.safetensors --to kohya
@@ -89,6 +92,8 @@ def _jobs(
             hint=f"persona convert {first} {first.stem or 'adapter'}-converted.safetensors",
         )
     names = paths if out_dir is not None else paths[:-1]
+    if "" in paths:
+        raise UsageError("One of the names is empty.", hint="persona convert IN OUT")
     if names.count("-") > 1:
         raise UsageError("- can be given once: there is one stdin.")
     sources = [streams.take_in() if name == "-" else Path(name).expanduser() for name in names]
@@ -175,10 +180,20 @@ def costs(steps: Sequence[Any]) -> list[str]:
         details = list(dict.fromkeys(step.detail for step in found))
         more = f" and {len(details) - 1} other cases" if len(details) > 1 else ""
         modules = "1 module" if len(found) == 1 else f"{len(found)} modules"
-        lines.append(f"{action}: {modules}, {cost} ({details[0]}{more})")
+        how = "" if action == "drop" else f", {cost}"
+        lines.append(f"{action}: {modules}{how} ({details[0]}{more})")
         if cost == "approximate":
-            lines += [f"  {step.module}: {step.detail}" for step in found]
+            shown = sorted(found, key=_kept)[:3] if action == "svd" else found[:MOST_NAMED]
+            lines += [f"  {step.module}: {step.detail}" for step in shown]
+            if len(shown) < len(found) and action != "svd":
+                lines.append(f"  and {len(found) - len(shown)} more: --dry-run or --json lists them all")
     return lines
+
+
+def _kept(step: Any) -> float:
+    """The share of ΔW that a truncation keeps, from its detail: the worst come first."""
+    found = re.search(r"([\d.]+)% kept", step.detail)
+    return float(found[1]) if found else 100.0
 
 
 def steps_table(steps: Sequence[Any]) -> list[str]:

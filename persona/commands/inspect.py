@@ -53,12 +53,15 @@ def _refusal(path: Path, error: Exception) -> dict[str, Any]:
 def _files(paths: tuple[str, ...]) -> list[Path]:
     """The files and adapter folders that are meant. Raises UnreadableFile for a folder without weights."""
     from persona.core.host.errors import PersonaError, UnreadableFile
-    from persona.exchange.places import adapter_files, weight_files
+    from persona.exchange.places import adapter_files, is_one_folder, weight_files
 
     found: list[Path] = []
     for name in paths:
         path = Path(name).expanduser()
         if not path.is_dir():
+            found.append(path)
+            continue
+        if is_one_folder(path):
             found.append(path)
             continue
         try:
@@ -99,7 +102,11 @@ def _lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     if found.get("dialect"):
         lines += _adapter_lines(found)
     else:
-        lines += [("keys", ", ".join(found["keys"][:4])), ("no adapter", found["why_not_an_adapter"])]
+        components = found.get("components", {})
+        lines += [("family", found.get("family") or ""), ("spelling", found.get("spelling", ""))]
+        lines += [("components", ", ".join(f"{name} {count} tensors" for name, count in components.items()))]
+        lines += [("keys", "" if components else ", ".join(found["keys"][:4]))]
+        lines += [("no adapter", found["why_not_an_adapter"])]
         lines += [("values", _pairs(found["values"]))]
     words = ", ".join(found["trigger_words"])
     lines += [("trainer", found["trainer"]), ("base named", found["base_named"]), ("trigger words", words)]

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from persona.core.adapters.entry import Adapter
-from persona.core.host.errors import ConversionError, OutputExists, UnreadableFile, UsageError, did_you_mean
+from persona.core.host.errors import (
+    ConversionError,
+    OutputExists,
+    UnreadableFile,
+    UnwritableOutput,
+    UsageError,
+    did_you_mean,
+)
 from persona.core.host.host import Host
 from persona.exchange.join import join
 from persona.exchange.load import load_adapter
@@ -98,6 +105,11 @@ def deliver(
         refuse_existing(destination, overwrite=wish.force)
     if wish.certificate is not None:
         refuse_existing(wish.certificate, overwrite=wish.force)
+        if not wish.certificate.absolute().parent.is_dir():
+            raise UnwritableOutput(
+                f"There is no folder {wish.certificate.parent} for the certificate.",
+                hint=f"mkdir -p {wish.certificate.parent}",
+            )
     if target.chosen:
         notes.append(target.chosen)
     made, steps = _planned(adapter, target, wish)

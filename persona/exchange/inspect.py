@@ -11,7 +11,7 @@ from typing import Any
 from persona.core.adapters.entry import Adapter, Entry
 from persona.core.adapters.tensor import TensorRef
 from persona.core.host.contracts import State
-from persona.core.host.errors import PersonaError
+from persona.core.host.errors import PersonaError, UnreadableFile
 from persona.core.host.host import Host
 from persona.exchange.load import load_adapter, open_state
 from persona.exchange.places import adapter_files
@@ -22,6 +22,8 @@ LONGEST_TEXT = 300
 def inspect_path(path: Path, host: Host, *, quick: bool = False) -> dict[str, Any]:
     """One file, or one adapter folder, as JSON data. `quick` reads the header only: no hashes, norms or NaN counts.
     Raises UnreadableFile for what no container knows; what is no adapter is still described."""
+    if path.is_dir() and (path / "model_index.json").is_file():
+        return _inspect_model_folder(path, host, quick=quick)
     files = adapter_files(path) if path.is_dir() else [path]
     states = [open_state(file, host) for file in files]
     tensors = _tensors(files, [state for _, state in states])
@@ -33,6 +35,8 @@ def inspect_path(path: Path, host: Host, *, quick: bool = False) -> dict[str, An
     }
     adapter, why_not = _adapter(path, host)
     found |= about_adapter(adapter) if adapter else about_state(states[0][1], why_not)
+    if not adapter:
+        found |= about_model(path, host)
     found |= about_tensors(tensors)
     found |= about_metadata(states[0][1].metadata)
     if adapter:
@@ -132,6 +136,48 @@ def about_state(state: State, why_not: str) -> dict[str, Any]:
         "keys": [key[:LONGEST_TEXT] for key in list(state.tensors)[:10]],
         "values": {key[:80]: value for key, value in list(texts.items())[:20]},
     }
+
+
+def about_model(path: Path, host: Host) -> dict[str, Any]:
+    """Family, spelling and components of a whole model; nothing when it is not one."""
+    from persona.exchange.models import whole_model
+
+    try:
+        model = whole_model(path, host)
+    except PersonaError:
+        return {}
+    if model is None:
+        return {}
+    return {
+        "looks_like": "a whole model" if len(model.components) > 1 else f"a whole {', '.join(model.components)}",
+        "why_not_an_adapter": "",
+        "family": model.family,
+        "spelling": model.source.dialect if model.source else "",
+        "components": {name: len(parameters) for name, parameters in model.components.items()},
+    }
+
+
+def _inspect_model_folder(path: Path, host: Host, *, quick: bool) -> dict[str, Any]:
+    """A diffusers folder as one thing; the files of its components are its files."""
+    from persona.exchange.places import weight_files
+
+    files = weight_files(path)
+    if not files:
+        raise UnreadableFile(f"{path} holds no weights.", hint=f"ls -R {path}")
+    states = [open_state(file, host) for file in files]
+    tensors = _tensors(files, [state for _, state in states])
+    found: dict[str, Any] = {
+        "path": str(path),
+        "files": [str(file.relative_to(path)) for file in files],
+        "size": sum(file.stat().st_size for file in files),
+        "container": "folder",
+        **about_state(states[0][1], ""),
+        **about_model(path, host),
+        **about_tensors(tensors),
+        **about_metadata({}),
+    }
+    found |= {} if quick else about_values(files, tensors, None)
+    return {**found, "kind": "model", "keys": [], "notes": []}
 
 
 def about_tensors(tensors: Mapping[str, TensorRef]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ KINDS: tuple[tuple[str, Test, str], ...] = (
     (
         "adapter-parts",
         _ends(".lora_up.weight", ".lora_A.weight", ".lora_B.weight", ".lora_down.weight"),
-        "LoRA factors",
+        "a LoRA of a model that persona does not know",
     ),
     ("flux", _begins("double_blocks.", "single_blocks."), "a whole Flux transformer"),
     ("vae", _begins("decoder.up_blocks.", "encoder.down_blocks."), "a whole VAE"),

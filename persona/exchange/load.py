@@ -47,7 +47,12 @@ def load_adapter(
         return adapter
     container, state = open_state(path, host)
     told = Told(alpha, override_alpha, family, str(path), _beside(path), configs_beside(path))
-    return meaning(path, container, state, told, host)
+    try:
+        return meaning(path, container, state, told, host)
+    except PersonaError as error:
+        if str(path) not in error.message:  # dialects see names and tensors, not where they come from
+            error.message = f"{path}: {error.message}"
+        raise
 
 
 def meaning(path: Path, container: str, state: State, told: Told, host: Host) -> Adapter:
