@@ -144,6 +144,7 @@ class TorchSession:
             wanted |= {f"ema/{name}": tuple(value.shape) for name, value in self._averages.averages.items()}
         moments = {f"{kind}/{name}": value.shape for kind in ("adam_m", "adam_v")
                    for name, value in self._optimizer.names.items()}  # fmt: skip
+        wanted |= {"rng/torch": tuple(self.device.random_state()["torch"].shape)}  # dropout would begin anew without
         wanted |= {"step": (), "loss_scale": (2,)} | {name: moments[name] for name in moments if name in state}
         _compare(wanted, {name: tuple(np.shape(state[name])) for name in state})
         with torch.no_grad():
@@ -156,6 +157,12 @@ class TorchSession:
             self._averages.updates = int(state["step"])
         generators = {name.removeprefix("rng/"): state[name] for name in state if name.startswith("rng/")}
         self.device.set_random_state({kind: torch.tensor(np.array(value)) for kind, value in generators.items()})
+
+    def determinism(self) -> str:
+        """How alike two runs of one seed are here, in words."""
+        if self.device.kind == "cpu":
+            return "bit for bit, on the same versions and processor"
+        return f"up to rounding: {self.device.kind} kernels add in an order of their own; --device cpu is exact"
 
     def peak_memory(self) -> int:
         """The most bytes in use so far: of the device, or of this process on a cpu; 0 where it cannot be asked."""
