@@ -11,9 +11,11 @@ compared bit for bit with the first file's. A second table does the same for eac
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,12 @@ def family_table(family: str, folder: Path) -> tuple[dict[tuple[str, str], Cell]
     return {key: cell for key, cell in cells.items() if key[1] not in absent}, absent
 
 
+def family_cells(family: str) -> tuple[dict[tuple[str, str], Cell], dict[str, str]]:
+    """`family_table` in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="persona-matrix-") as name:
+        return family_table(family, Path(name))
+
+
 def comes_back(first: Path, second: Path, dialect: str, family: str, folder: Path) -> bool:
     """Whether converting back gives the first file's tensors."""
     third = folder / f"back {second.name} {dialect}{first.suffix}"
@@ -292,9 +300,10 @@ def main() -> int:
     parser.add_argument("--family", choices=SHOWN, help="print this family's table only")
     arguments = parser.parse_args()
     lines = [HEAD]
-    for family in [arguments.family] if arguments.family else SHOWN:
-        with tempfile.TemporaryDirectory(prefix="persona-matrix-") as name:
-            cells, absent = family_table(family, Path(name))
+    families = [arguments.family] if arguments.family else list(SHOWN)
+    with ProcessPoolExecutor(min(len(families), os.cpu_count() or 1)) as pool:
+        tables = list(pool.map(family_cells, families))
+    for family, (cells, absent) in zip(families, tables, strict=True):
         worst = max(cell.error for cell in cells.values())
         back = sum(cell.back for cell in cells.values())
         kept = sum(cell.letter != "×" for cell in cells.values())

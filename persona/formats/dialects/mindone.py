@@ -105,7 +105,12 @@ SDXL = TableDialect(
 KOHYA_PORT = TableDialect(
     name="mindone-kohya",
     summary="MindONE's kohya port (MindSpore): dotted diffusers names, alpha beside each module",
-    slots=Slots(alpha="module", tucker=True, containers=("mindspore", "safetensors")),
+    slots=Slots(
+        alpha="module",
+        tucker=True,
+        components=frozenset({"unet", "text_encoder", "text_encoder_2"}),
+        containers=("mindspore", "safetensors"),
+    ),
     places=anywhere(kohya_port_place),
     names=kohya_port_names,
     spellings=kohya.SPELLINGS,
