@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from persona.core.host.errors import OutputExists, PersonaError, UnreadableFile, UsageError
 from persona.core.host.host import Host
@@ -75,17 +75,23 @@ def _adapters_in(source: Path) -> list[Path]:
 
 
 def convert_all(jobs: Sequence[Job], wish: Wish, host: Host, done: Callable[[Outcome], None]) -> list[Outcome]:
-    """Convert all, WORKERS at a time; `done` is told of each as it ends, in this thread. Errors stay with their job."""
+    """Convert all, WORKERS at a time; `done` is told of each as it ends, in this thread. Errors stay with their job.
+    An interruption waits for the files that are being written, so that nothing half-written stays."""
+    if len(jobs) == 1:
+        outcome = attempt(jobs[0], wish, host)
+        done(outcome)
+        return [outcome]
     waiting: SimpleQueue[Job] = SimpleQueue()
     for job in jobs:
         waiting.put(job)
     finished: SimpleQueue[Outcome] = SimpleQueue()
+    stopped = threading.Event()
 
     def work() -> None:
-        while not waiting.empty():
+        while not stopped.is_set():
             try:
                 job = waiting.get_nowait()
-            except Exception:  # another worker took the last one
+            except Empty:
                 return
             finished.put(attempt(job, wish, host))
 
@@ -93,9 +99,14 @@ def convert_all(jobs: Sequence[Job], wish: Wish, host: Host, done: Callable[[Out
     for thread in threads:
         thread.start()
     outcomes = []
-    for outcome in _arriving(finished, len(jobs)):
-        outcomes.append(outcome)
-        done(outcome)
+    try:
+        for outcome in _arriving(finished, len(jobs)):
+            outcomes.append(outcome)
+            done(outcome)
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
     return outcomes
 
 

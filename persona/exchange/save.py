@@ -160,6 +160,9 @@ def write_sheets(files: Sequence[Sheet], target: Target, *, force: bool = False)
     """Write all of them or none; each appears whole under its name. Nothing is overwritten unless `force`."""
     if target.dialect is not None and target.dialect.slots.folder and not target.path.is_dir():
         return _write_folder(files, target, force=force)
+    if target.dialect is not None and target.dialect.slots.folder:
+        for sheet in files:
+            sheet.path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         places = [(stack.enter_context(atomic_write(sheet.path, overwrite=force)), sheet) for sheet in files]
         for temporary, sheet in places:

@@ -244,3 +244,24 @@ def test_saving_an_adapter_plans_it_too(tmp_path):
     before, after = adapter.deltas(), persona.load(tmp_path / "p.pdparams").deltas()
     for name in list(before)[::20]:
         np.testing.assert_allclose(after[name].reshape(before[name].shape), before[name], atol=1e-7)
+
+
+def test_a_folder_dialect_fills_an_empty_folder(tmp_path):
+    persona.convert(KOHYA, tmp_path, to="peft")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text_encoder", "unet"]
+    assert set(persona.load(tmp_path).deltas()) == set(persona.load(KOHYA).deltas())
+
+
+def test_an_interruption_leaves_nothing_half_written(tmp_path):
+    copies = [Path(shutil.copy(KOHYA, tmp_path / f"{n}.safetensors")) for n in range(8)]
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def interrupt(outcome):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert_all([Job((path,), out / path.name) for path in copies], Wish(to="kohya"), host(), interrupt)
+    assert not list(out.glob(".persona*"))
+    for path in out.iterdir():
+        assert len(load_file(path)) == len(load_file(KOHYA))
