@@ -128,7 +128,7 @@ def run(arguments: list[str]) -> int:
     except PersonaError as error:
         if debug:
             raise
-        print(f"error: {error.message}", file=sys.stderr)
+        print(error.message if error.exit_code == 130 else f"error: {error.message}", file=sys.stderr)
         if error.hint:
             print(f"  {error.hint}", file=sys.stderr)
         return error.exit_code

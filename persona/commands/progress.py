@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -62,11 +63,21 @@ class PlainReporter:
         if (run.path / "sheet.png").is_file():
             print(f"sheet:   {run.path / 'sheet.png'}")
         print(f"product: {run.product}")
-        how = f"--adapter {run.product}" if run.product == run.adapter else f"--base {run.path}"
-        print(f'use it:  persona generate {how} --prompt "…"')
+        print(f'use it:  persona generate {how_to_use(run)} --prompt "…"')
 
     def close(self) -> None:
         """Nothing to put away."""
+
+
+def how_to_use(run: Any) -> str:
+    """The options of `persona generate` that take a run's product: with its base, where that is not the default."""
+    if run.product != run.adapter:
+        return f"--base {shlex.quote(str(run.path))}"
+    base = str(run.facts().get("base", "mini"))
+    words = run.adapter.with_name(f"{run.adapter.stem}_emb{run.adapter.suffix}")  # new words that came with deltas
+    files = [run.adapter, *([words] if words.is_file() else [])]
+    options = [f"--adapter {shlex.quote(str(file))}" for file in files]
+    return " ".join([*([] if base == "mini" else [f"--base {shlex.quote(base)}"]), *options])
 
 
 class JsonReporter(PlainReporter):
@@ -107,7 +118,7 @@ class TerminalReporter(PlainReporter):
 
     def note(self, text: str) -> None:
         """Above the bar."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)  # a path stays one word
 
     def event(self, event: Event) -> None:
         """Stages and steps move the bar; the rest is printed above it."""

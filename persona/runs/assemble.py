@@ -48,11 +48,12 @@ def assemble(host: Host, words: Sequence[str], typed: Mapping[str, Any], *, defa
         run = RunFolder(Path(typed["resume_path"]))
         run.check()
         file = run.recipe
+        _check_same_run(run, typed)
     elif words and "=" not in words[0]:
         file = Path(words.pop(0))
     elif default_recipe is not None and default_recipe.is_file():
         its = read_recipe(default_recipe).get("method", (None, 0))[0]
-        if typed.get("method", its) == its:
+        if its is None or typed.get("method", its) == its:
             file = default_recipe
             notes.append(f"using {default_recipe} of this folder")
         else:
@@ -109,6 +110,21 @@ def optimizer_defaults(host: Host, name: Any) -> dict[str, Any]:
         return {}
     rate = getattr(host.load("optimizer", str(name)), "learning_rate", None)
     return {} if rate is None else {"learning_rate": rate}
+
+
+def _check_same_run(run: RunFolder, typed: Mapping[str, Any]) -> None:
+    """Raises UsageError for what makes another run of it: another method, another place."""
+    its = read_recipe(run.recipe).get("method", ("", 0))[0]
+    if typed.get("method", its) != its:
+        raise UsageError(
+            f"{run.path} is a run of {its}, not of {typed['method']}.",
+            hint=f"Leave --plugin out: persona train --resume {run.path}",
+        )
+    if typed.get("output"):
+        raise UsageError(
+            f"--resume goes on in {run.path} itself; --output has no place beside it.",
+            hint=f"Leave it out, or copy the run first: cp -r {run.path} {typed['output']}",
+        )
 
 
 def with_whole_paths(

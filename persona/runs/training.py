@@ -584,7 +584,7 @@ def _with_last_checkpoint(error: TrainingError, run: RunFolder, step: int, plan:
         if saved
         else " There is no checkpoint before it; the run would begin again."
     )
-    hint = error.hint
+    hint = f"{error.hint} Go on with: persona train --resume {run.path} … --allow-change"
     if isinstance(error, NotFinite):
         rate = f"--learning-rate {min(plan.trains[0].learning_rate / 10, 1e-4):g}"
         hint = f"Go on with a lower one: persona train --resume {run.path} {rate} --allow-change"

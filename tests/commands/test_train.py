@@ -277,6 +277,7 @@ def test_out_of_memory_says_what_to_lower_and_what_is_kept(persona_, copied, mon
         hint="Lower --batch (and raise --accumulation)",
     )  # fmt: skip
     assert "--gradient-checkpointing" in answer.err
+    assert f"Go on with: persona train --resume {copied} … --allow-change" in answer.err
 
 
 def test_a_run_that_comes_apart_stops_says_the_step_and_keeps_the_last_good_checkpoint(persona_, copied):
@@ -387,6 +388,21 @@ def test_what_is_no_run_is_answered_with_one_that_is(persona_, copied, tmp_path)
     assert_refused(answer, 1, "is not a run: it has no recipe.yaml")
 
 
+def test_another_method_or_place_would_be_another_run(persona_, made):
+    answer = persona_("train", "--resume", made, "--plugin", "full")
+    assert_refused(answer, 2, f"{made} is a run of lora, not of full", hint="Leave --plugin out")
+    answer = persona_("train", "--resume", made, "--output", "elsewhere")
+    assert_refused(answer, 2, "--output has no place beside it", hint=f"cp -r {made} elsewhere")
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_its_variable(persona_, toys, tiny_sd1, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv("PERSONA_CACHE", str(tmp_path / "file" / "cache"))
+    typed = ["--data", toys, "--base", tiny_sd1, "--output", tmp_path / "run", "--steps", 1]
+    answer = persona_("train", *DREAMBOOTH, *typed)
+    assert_refused(answer, 1, "cannot be written: Not a directory", hint="export PERSONA_CACHE=FOLDER")
+
+
 # -- recipes -------------------------------------------------------------------------------------------------------
 
 
@@ -417,6 +433,14 @@ def test_persona_yaml_of_this_folder_is_used_and_said_and_what_is_typed_wins(per
     assert "steps          7 of 5 samples" in told.out
     assert "using persona.yaml of this folder" in told.err
     assert "steps          7 of 1" in persona_("train", "steps=7", "batch=5", "--batch", 1, "--dry-run").out
+
+
+def test_a_persona_yaml_without_a_method_is_for_every_method(persona_, tmp_path, tiny_sd1, toys):
+    (tmp_path / "here" / "persona.yaml").write_text(f"steps: 50\nbase: {tiny_sd1}\n")
+    answer = persona_("train", "--plugin", "lora", "--data", toys, "--prompt", "x", "--dry-run")
+    assert answer.code == 0, answer.err
+    assert "steps          50" in answer.out
+    assert "using persona.yaml of this folder" in answer.err
 
 
 def test_a_typed_method_that_persona_yaml_is_not_for_leaves_it_aside_and_says_so(persona_, tmp_path, tiny_sd1, toys):

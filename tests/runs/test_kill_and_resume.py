@@ -170,7 +170,7 @@ def test_the_first_interrupt_saves_the_step_and_the_second_stops_at_once(tmp_pat
     assert "stopping after this step and saving; once more to stop at once" in said
     saved = sorted(path.name for path in (trial.run / "checkpoints").iterdir())
     step = int(saved[-1].removeprefix("step-"))
-    assert f"error: Stopped after step {step} of 12; it is saved.\n" in said
+    assert f"\nStopped after step {step} of 12; it is saved.\n" in said
     assert f"  Go on with: persona train --resume {trial.run}\n" in said
     assert not (trial.run / "adapter.safetensors").exists()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -151,11 +152,12 @@ def memory_errors() -> Iterator[None]:
         told = any(words in text.lower() for words in _MEMORY_WORDS)  # not every device has an error class for it
         if not isinstance(error, MemoryError) and not told:
             raise
-        first_line = text.splitlines()[0] if text else "no memory left"
+        asked = re.search(r"tried to allocate ([\d.]+ ?\w+)", text, re.IGNORECASE)
+        more = f": {asked[1]} more were asked for" if asked else ""
         raise TrainingError(
-            f"Out of memory ({first_line[:160]}).",
-            hint="Lower --batch (and raise --accumulation), --resolution or --rank, or add --gradient-checkpointing "
-            "or --precision bf16.",
+            f"Out of memory{more}.",
+            hint="Lower --batch (and raise --accumulation), --width and --height or --rank, or add "
+            "--gradient-checkpointing or --precision bf16.",
         ) from error
 
 
