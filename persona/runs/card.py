@@ -71,7 +71,9 @@ def _part_words(part: object) -> str:
 def generate_line(plan: TrainingPlan, base: Base, product: str, prompt: str) -> str:
     """The command that uses the product, typed in the run's folder."""
     whole = any(isinstance(part, Weights) for part in plan.trains)
-    how = "--base ." if whole else f"--base {shlex.quote(base.id)} --adapter {product}"
+    words = Path(product).with_name(f"{Path(product).stem}_emb{Path(product).suffix}").name
+    beside = f" --adapter {words}" if is_low_rank(plan) and any(isinstance(p, NewTokens) for p in plan.trains) else ""
+    how = "--base ." if whole else f"--base {shlex.quote(base.id)} --adapter {product}{beside}"
     return f"persona generate {how} --prompt {shlex.quote(prompt)}"
 
 

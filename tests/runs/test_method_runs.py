@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +189,9 @@ def test_both_encoders_of_sdxl_learn_the_word_and_one_file_brings_it(
     file = tmp_path / "run/adapter.safetensors"
     shapes = {name: values.shape for name, values in load_file(file).items()}
     assert shapes == {"clip_l": (2, 32), "clip_g": (2, 48)}
-    told = persona_(
-        "generate", "--base", base, "--adapter", file, "--prompt", "a <toy>", "--steps", 1, "--output", tmp_path / "p"
-    )
+    line = next(line for line in answer.out.splitlines() if line.startswith("use it:"))
+    words = shlex.split(line.removeprefix("use it:").replace("…", "a <toy>"))[1:]  # as it is printed, so it is typed
+    assert f"--base {base}" in line
+    told = persona_(*words, "--steps", 1, "--output", tmp_path / "p")
     assert told.code == 0, told.err
     assert "<toy> is a word of 2 vectors" in told.err

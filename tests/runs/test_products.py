@@ -167,5 +167,7 @@ def test_the_card_has_a_head_that_hubs_read_and_commands_that_parse(mini: Any, t
     code = body.split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
     assert "load_lora_weights('adapter.safetensors')" in code
+    both = model_card(plan_of(LOW_RANK, TOKENS), mini, title="t", product=file, prompts=())
+    assert "--adapter adapter.safetensors --adapter adapter_emb.safetensors" in both
     whole = model_card(plan_of(Weights("unet", 1e-4)), mini, title="t", product=tmp_path / "model", prompts=())
     assert "--base ." in whole and "persona convert" not in whole
