@@ -9,6 +9,7 @@ import numpy as np
 
 from persona.core.adapters.entry import Algorithm, Entry, Magnitude, Scale
 from persona.core.adapters.reshaping import reshaped, transposed
+from persona.core.adapters.shapes import Unfitting, check
 from persona.core.adapters.tensor import TensorRef
 from persona.core.host.contracts import Told
 from persona.core.host.errors import UnreadableFile, UsageError
@@ -85,12 +86,11 @@ def build_entry(
     if paddle:
         factors = {name: transposed(ref) if name in ("down", "up") else ref for name, ref in factors.items()}
     factors = _canonical(algorithm, factors)
-    _check_shapes(group.module, algorithm, factors)
     rank = rank_of(algorithm, factors)
     scale = _scale(group, tensors, component, algorithm, rank, told, stored_scale(component, name_in_component, rank))
     if algorithm == "lokr" and "w1" in factors and "w2" in factors and scale.origin != "config":
         scale = Scale(scale.alpha, rank, "none", scale.origin, scale.stored)  # LyCORIS: both full, no scale (§4.3)
-    return Entry(
+    entry = Entry(
         component,
         path,
         algorithm,
@@ -100,50 +100,42 @@ def build_entry(
         bias=tensors[group.keys["bias"]] if "bias" in group.keys else None,
         origin=dict(group.keys),
     )
+    return _checked(entry, group)
+
+
+def _checked(entry: Entry, group: Group) -> Entry:
+    try:
+        check(entry)
+    except Unfitting as problem:
+        raise UnreadableFile(f"{group.module}: {problem}.") from None
+    return entry
 
 
 def _canonical(algorithm: Algorithm, factors: dict[str, TensorRef]) -> dict[str, TensorRef]:
-    if "embedding_a" in factors:  # ΔE = s·(B·A)ᵀ: as a low-rank delta of a [vocabulary, width] weight
+    if (
+        "down" not in factors and {"embedding_a", "embedding_b"} <= factors.keys()
+    ):  # ΔE = s·(B·A)ᵀ: as a low-rank delta of a [vocabulary, width] weight
         return {"down": transposed(factors["embedding_b"]), "up": transposed(factors["embedding_a"])}
     if "w_norm" in factors:
         factors["diff"] = factors.pop("w_norm")
     return factors
 
 
+RANK_AXIS: dict[str, tuple[str, ...]] = {
+    "lora": ("down",),
+    "loha": ("w1_b",),
+    "lokr": ("w1_b", "t2", "w2_b"),
+    "glora": ("a2",),
+}
+"""The factor whose first axis is the rank that alpha is divided by; of several the first that is there (§4.1-4.3)."""
+
+
 def rank_of(algorithm: str, factors: Mapping[str, TensorRef]) -> int:
-    """The rank that alpha is divided by, from the shapes (dialects.md §4.1-4.3)."""
-    if algorithm == "lora":
-        return factors["down"].shape[0]
-    if algorithm == "loha":
-        return factors["w1_b"].shape[0]
-    if algorithm == "lokr":
-        if "w1_b" in factors:
-            return factors["w1_b"].shape[0]
-        if "t2" in factors:
-            return factors["t2"].shape[0]
-        return factors["w2_b"].shape[0] if "w2_b" in factors else 1
-    if algorithm == "glora":
-        return factors["a2"].shape[0]
+    """The rank of a module's factors, 1 where there is none."""
+    for name in RANK_AXIS.get(algorithm, ()):
+        if name in factors:
+            return next(iter(factors[name].shape), 1)
     return 1
-
-
-def _check_shapes(module: str, algorithm: Algorithm, factors: Mapping[str, TensorRef]) -> None:
-    shapes = {name: ref.shape for name, ref in factors.items()}
-    if any(0 in shape or len(shape) > 5 for shape in shapes.values()):
-        raise UnreadableFile(
-            f"{module} has a factor of shape {next(s for s in shapes.values() if 0 in s or len(s) > 5)}."
-        )
-    if algorithm == "lora":
-        down, up = shapes["down"], shapes["up"]
-        middle = shapes.get("mid", (up[1] if len(up) > 1 else 0, down[0]))
-        if len(down) not in (2, 4) or len(up) not in (2, 4) or middle[0] != up[1] or middle[1] != down[0]:
-            raise UnreadableFile(f"{module}: down {list(down)} and up {list(up)} do not share a rank.")
-        if len(up) == 4 and up[2:] != (1, 1):
-            raise UnreadableFile(f"{module}: up {list(up)} must be [out, rank, 1, 1].")
-    if algorithm == "loha" and not {"t1", "t2"} & set(shapes):
-        for k in "12":
-            if shapes[f"w{k}_a"][1:2] != shapes[f"w{k}_b"][:1]:
-                raise UnreadableFile(f"{module}: hada_w{k}_a and hada_w{k}_b do not share a rank.")
 
 
 def _scale(

@@ -19,12 +19,21 @@ def matching(patterns: Mapping[str, Any], path: str) -> list[str]:
     """The pattern keys that match a path, in order."""
     found = []
     for key in patterns:
-        try:
-            if re.match(rf"(.*\.)?({key})$", path):
-                found.append(key)
-        except re.error:
-            continue
+        if key == path or (_is_harmless(key) and re.match(rf"(.*\.)?({key})$", path)):
+            found.append(key)
     return found
+
+
+def _is_harmless(pattern: str) -> bool:
+    """Whether a pattern from a stranger's file is a regular expression that cannot run away: no repeated groups, and
+    few repetitions at all."""
+    if len(pattern) > 500 or re.search(r"\)[*+{?]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
+        return False
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
 
 
 def alpha_from(config: Mapping[str, Any], path: str) -> tuple[float, str] | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from persona.core.adapters.entry import Adapter, Entry, Leftover, Source
 from persona.core.adapters.evidence import decide, kernel_of, weight_shape
+from persona.core.adapters.family import Family
 from persona.core.adapters.reshaping import same_bits
 from persona.core.host.contracts import State, Told
 from persona.core.host.errors import UnreadableFile
@@ -107,10 +109,17 @@ def _finish(
     families = verdict.families & limit if limit and verdict.families & limit else verdict.families
     adapter.families, adapter.family = settle_family(families, told, adapter)
     order = [FAMILIES[name] for name in FAMILIES if name in (adapter.families or FAMILIES)]
-    adapter.entries = {key: replace(entry, kernel=kernel_of(entry, order)) for key, entry in adapter.entries.items()}
+    adapter.entries = {key: replace(entry, kernel=_kernel(entry, order)) for key, entry in adapter.entries.items()}
     if bookkeeping:
         adapter.notes.append(f"dropped {len(bookkeeping)} bookkeeping keys: {', '.join(sorted(bookkeeping)[:5])}")
     _note_alpha(adapter)
+
+
+def _kernel(entry: Entry, families: Sequence[Family]) -> tuple[int, ...] | None:
+    """The kernel of the module, unless the factors' columns cannot be folded into it."""
+    kernel = kernel_of(entry, families)
+    shape = weight_shape(entry)
+    return kernel if not kernel or shape is None or shape[1] % math.prod(kernel) == 0 else None
 
 
 def _refuse_mixture(adapter: Adapter) -> None:
