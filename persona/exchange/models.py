@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from persona.core.adapters.entry import Checkpoint
 from persona.core.adapters.slots import Slots
 from persona.core.host.contracts import Output
-from persona.core.host.errors import UnreadableFile, UsageError, did_you_mean
+from persona.core.host.errors import ConversionError, UnreadableFile, UsageError, did_you_mean
 from persona.core.host.host import Host
 from persona.exchange.choices import container_for, containers
 from persona.exchange.report import Report
@@ -19,6 +19,7 @@ from persona.exchange.save import Sheet, Target, write_sheets
 from persona.formats.checkpoints import COMPONENTS, Form, checkpoint_of, is_whole_model, outputs, read_checkpoint
 from persona.formats.checkpoints import weight_files as weights_of
 from persona.formats.containers.open import identify
+from persona.formats.dialects.grammar import group
 
 if TYPE_CHECKING:
     from persona.exchange.convert import Wish
@@ -44,6 +45,8 @@ def whole_model(path: Path, host: Host, family: str | None = None) -> Checkpoint
         return None
     container = identify(path, containers(host))
     state = replace(container.read(path), container=container.name)
+    if group(state.tensors).groups:  # factors of an adapter, whatever else is there
+        return None
     return checkpoint_of(state, str(path), family=family) if is_whole_model(state) else None
 
 
@@ -73,7 +76,13 @@ def convert_model(model: Checkpoint, destination: Path, wish: Wish) -> tuple[For
     form, note = form_for(model, destination, wish.to)
     notes = [*model.notes, *([note] if note else [])]
     model = _cast(model, wish.dtype)
-    made = outputs(model, form, notes)
+    try:
+        made = outputs(model, form, notes)
+    except (KeyError, IndexError) as error:
+        raise ConversionError(
+            f"This model is not complete: it has no {error.args[0] if isinstance(error, KeyError) else 'such part'}.",
+            hint="Fetch the whole model; a part of one cannot be written as another form.",
+        ) from error
     if form in ("diffusers", "ppdiffusers") and destination.suffix:
         weights = [output for output in made if output.document is None]
         if len(weights) != 1:
