@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from typing import Any
@@ -12,39 +11,20 @@ import click
 from persona import __version__
 from persona.core.host.errors import PersonaError, closest
 
-VERBS: dict[str, tuple[str, str]] = {
-    "train": ("persona.commands.train:train", "Make a model personal: a subject, a style, a word."),
-    "generate": ("persona.commands.generate:generate", "Make pictures from a base and adapters."),
-    "export": ("persona.commands.export:export", "Write any checkpoint of a run as an adapter."),
-    "convert": ("persona.commands.convert:convert", "Move adapters and embeddings between formats."),
-    "inspect": ("persona.commands.inspect:inspect", "Tell what a file is, without running it."),
-    "diff": ("persona.commands.diff:diff", "Tell whether two adapters mean the same."),
-    "merge": ("persona.commands.merge:merge", "Add adapters up, or into a base model."),
-    "extract": ("persona.commands.extract:extract", "Make a LoRA of the difference of two models."),
-    "resize": ("persona.commands.resize:resize", "Write an adapter at another rank."),
-    "data": ("persona.commands.data:data", "Look at pictures the way a trainer will."),
-    "plugins": ("persona.commands.plugins:plugins", "List what is plugged in, and what is broken."),
-}
-"""Verb -> where its click command is, and its line in `persona --help`."""
-
 
 class LazyGroup(click.Group):
-    """Lists verbs from a table and imports one when it is called; plugin verbs come from the hook persona_commands."""
+    """Lists the verbs that plugins give (persona's own are given like any other's) and imports one when it is typed."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        """Built-in verbs first, then those of plugins."""
-        return [*VERBS, *(name for name in self._plugin_verbs(context) if name not in VERBS)]
+        """Persona's own verbs first, then those of other plugins."""
+        return list(_host(context).provided("command"))
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """Import the module of one verb."""
-        if name in VERBS:
-            module, _, attribute = VERBS[name][0].partition(":")
-            command: click.Command = getattr(importlib.import_module(module), attribute)
-            return command
-        if name in self._plugin_verbs(context):
-            loaded: click.Command = _host(context).load("command", name)
-            return loaded
-        return None
+        if name not in self.list_commands(context):
+            return None
+        loaded: click.Command = _host(context).load("command", name)
+        return loaded
 
     def resolve_command(self, context: click.Context, args: list[str]) -> Any:
         """As click's, with the nearest verbs in the error."""
@@ -58,14 +38,9 @@ class LazyGroup(click.Group):
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """The table of verbs, without importing any of them."""
-        rows = [(name, line) for name, (_, line) in VERBS.items()]
-        rows += [(name, found.summary) for name, found in self._plugin_verbs(context).items() if name not in VERBS]
+        rows = [(name, found.summary) for name, found in _host(context).provided("command").items()]
         with formatter.section("Verbs"):
             formatter.write_dl(rows)
-
-    def _plugin_verbs(self, context: click.Context) -> dict[str, Any]:
-        found: dict[str, Any] = _host(context).provided("command")
-        return found
 
 
 def _host(context: click.Context) -> Any:

@@ -111,3 +111,22 @@ def persona_trackers() -> list[Descriptor]:
         Descriptor("visualdl", "VisualDL logs in the run's logs (PaddlePaddle's)", at + "visualdl:VisualDL"),
         Descriptor("wandb", "Weights & Biases", at + "wandb:WeightsAndBiases"),
     ]
+
+
+@hookimpl
+def persona_commands() -> list[Descriptor]:
+    """The built-in verbs, in the order of `persona --help`."""
+    at = "persona.commands."
+    return [
+        Descriptor("train", "Make a model personal: a subject, a style, a word.", at + "train:train"),
+        Descriptor("generate", "Make pictures from a base and adapters.", at + "generate:generate"),
+        Descriptor("export", "Write any checkpoint of a run as an adapter.", at + "export:export"),
+        Descriptor("convert", "Move adapters and embeddings between formats.", at + "convert:convert"),
+        Descriptor("inspect", "Tell what a file is, without running it.", at + "inspect:inspect"),
+        Descriptor("diff", "Tell whether two adapters mean the same.", at + "diff:diff"),
+        Descriptor("merge", "Add adapters up, or into a base model.", at + "merge:merge"),
+        Descriptor("extract", "Make a LoRA of the difference of two models.", at + "extract:extract"),
+        Descriptor("resize", "Write an adapter at another rank.", at + "resize:resize"),
+        Descriptor("data", "Look at pictures the way a trainer will.", at + "data:data"),
+        Descriptor("plugins", "List what is plugged in, and what is broken.", at + "plugins:plugins"),
+    ]

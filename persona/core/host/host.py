@@ -277,6 +277,8 @@ class Host:
             )
         plugin = self._giver[kind, name]
         hint = f"Leave the plugin out: persona -p no:{plugin} …"
+        if self.records[plugin].package == "persona":
+            hint = "Is it installed whole? pip install --force-reinstall persona"
         try:
             loaded = known[name].load()
         except (Exception, SystemExit) as error:
