@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 
 from .measure import Measured
@@ -57,10 +58,13 @@ pictograms. Background: the named colour nearest to the border's is the one aske
 def model_card(figures: Figures) -> str:
     """The card, in Markdown with the hub's front matter."""
     standing = "" if figures.finished else "\n> An unfinished export, made while training goes on.\n"
-    minutes = figures.seconds / 60
-    training = (
-        f"UNet and text encoder together, from random weights: {figures.steps:,} steps of 64 latents\n"
-        f"in {minutes:.0f} minutes on {figures.machine}"
+    training = textwrap.fill(
+        f"UNet and text encoder together, from random weights: {figures.steps:,} steps of 64 latents in "
+        f"{figures.seconds / 60:.0f} minutes on {figures.machine}; AdamW (0.9, 0.99), learning rate 8e-4 falling as a "
+        "cosine, bf16 autocast with fp32 weights, averaged weights exported. The autoencoder was trained before, for "
+        f"about 100 minutes on two CPU cores. `python -m tools.mini.make` makes all of it again. {figures.note}",
+        width=116,
+        break_on_hyphens=False,
     )
     return f"""\
 ---
@@ -109,9 +113,7 @@ three.
 
 ## Training
 
-{training}; AdamW (0.9, 0.99), learning rate 8e-4 falling as a cosine, bf16 autocast with fp32 weights, averaged
-weights exported. The autoencoder was trained before, for about 100 minutes on two CPU cores.
-`python -m tools.mini.make` makes all of it again. {figures.note}
+{training}
 
 ## Measured
 
@@ -120,6 +122,8 @@ weights exported. The autoencoder was trained before, for about 100 minutes on t
 ## Limits
 
 It knows its pictograms and nothing else: no sentences, no styles, no photographs, hardly any combination that was
-not in its data. Fine strokes are soft, writing is often illegible, and similar faces are mixed up. The pictograms
-show people, flags and symbols as one font's designers drew them. Sizes other than 64x64 do not work.
+not in its data. Nor does it know all of them well: faces, plain shapes and single large things come out best; writing,
+arrows, clocks and crowded pictograms are often illegible, and similar ones are mixed up. This training was short.
+The pictograms show people, flags and symbols as one font's designers drew them. Sizes
+other than 64x64 do not work.
 """
