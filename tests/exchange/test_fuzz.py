@@ -14,9 +14,11 @@ import persona
 from persona.api import host
 from persona.exchange.choices import suffix_for
 
-PREFIXES = ["", "unet.", "text_encoder.", "text_encoder_2.", "transformer.", "base_model.model.", "lora_unet_", "lora_te_",
-            "lora_te1_", "lora_te2_", "lora_te3_", "lora_unet.", "model.diffusion_model.", "diffusion_model.", "lycoris_",
-            "bundle_emb.cat.", "text_encoders.clip_l.", "lora_transformer_", "module."]  # fmt: skip
+PREFIXES = (
+    ". unet. text_encoder. text_encoder_2. transformer. base_model.model. lora_unet_ lora_te_ lora_te1_ lora_te2_ "
+    "lora_te3_ lora_unet. model.diffusion_model. diffusion_model. lycoris_ bundle_emb.cat. text_encoders.clip_l. "
+    "lora_transformer_ module."
+).split()
 PATHS = [
     "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
     "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q",
@@ -42,14 +44,15 @@ PATHS = [
     "nowhere",
     "",
 ]
-SUFFIXES = [".lora_down.weight", ".lora_up.weight", ".lora_mid.weight", ".alpha", ".dora_scale", ".lora_A.weight",
-            ".lora_B.weight", ".lora_A.default.weight", ".lora_B.default.weight", ".lora.down.weight", ".lora.up.weight",
-            "_lora.down.weight", "_lora.up.weight", ".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight",
-            ".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".hada_t2", ".lokr_w1", ".lokr_w1_a",
-            ".lokr_w1_b", ".lokr_w2", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2", ".diff", ".diff_b", ".w_norm", ".b_norm",
-            ".weight", ".on_input", ".oft_blocks", ".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".scalar",
-            ".lora_magnitude_vector", ".lora_magnitude_vector.weight", ".lora_B.bias", ".mindpet_delta_lora_a",
-            ".mindpet_delta_lora_b", ".set_weight", ".down.weight", ".up.weight", ""]  # fmt: skip
+SUFFIXES = (
+    ".lora_down.weight .lora_up.weight .lora_mid.weight .alpha .dora_scale .lora_A.weight .lora_B.weight "
+    ".lora_A.default.weight .lora_B.default.weight .lora.down.weight .lora.up.weight _lora.down.weight "
+    "_lora.up.weight .lora_linear_layer.down.weight .lora_linear_layer.up.weight .hada_w1_a .hada_w1_b .hada_w2_a "
+    ".hada_w2_b .hada_t1 .hada_t2 .lokr_w1 .lokr_w1_a .lokr_w1_b .lokr_w2 .lokr_w2_a .lokr_w2_b .lokr_t2 .diff "
+    ".diff_b .w_norm .b_norm .weight .on_input .oft_blocks .a1.weight .a2.weight .b1.weight .b2.weight .scalar "
+    ".lora_magnitude_vector .lora_magnitude_vector.weight .lora_B.bias .mindpet_delta_lora_a .mindpet_delta_lora_b "
+    ".set_weight .down.weight .up.weight ."
+).split()
 PAIRS = [
     (".lora_down.weight", ".lora_up.weight", ".alpha"),
     (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"),
@@ -66,14 +69,14 @@ DTYPES = [np.float16, np.float32, np.int32, np.bool_]
 sizes = st.lists(st.sampled_from([0, 1, 2, 3, 4, 8, 12]), max_size=4).map(tuple)
 dtypes = st.sampled_from(DTYPES)
 single = st.tuples(st.sampled_from(PREFIXES), st.sampled_from(PATHS), st.sampled_from(SUFFIXES), sizes, dtypes).map(
-    lambda parts: [("".join(parts[:3]), parts[3], parts[4])]
+    lambda parts: [("".join(parts[:3]).strip("."), parts[3], parts[4])]
 )
 
 
 @st.composite
 def module(draw):
     """The keys of one module, mostly in shapes that fit."""
-    stem = draw(st.sampled_from(PREFIXES)) + draw(st.sampled_from(PATHS))
+    stem = draw(st.sampled_from(PREFIXES)).removeprefix(".") + draw(st.sampled_from(PATHS))
     suffixes = draw(st.sampled_from(PAIRS))
     width, rank, out = draw(st.tuples(*[st.sampled_from([1, 2, 4, 12])] * 3))
     fitting = [(rank, width), (out, rank), (rank, width), (out, rank), (), (out,), (out, 1)]
@@ -85,7 +88,9 @@ def module(draw):
     return found
 
 
-files = st.lists(st.one_of(module(), module(), single), min_size=1, max_size=4).map(lambda parts: sum(parts, []))
+files = st.lists(st.one_of(module(), module(), single), min_size=1, max_size=4).map(
+    lambda parts: [key for part in parts for key in part]
+)
 metadata = st.dictionaries(
     st.sampled_from(["lora_adapter_metadata", "ss_network_dim", "ss_network_args", "ss_base_model_version", "format"]),
     st.sampled_from(['{"unet.r": 4, "unet.lora_alpha": 2}', "{}", "[]", "{", "None", "4", "sdxl_base", "pd", "np", ""]),
