@@ -126,34 +126,32 @@ def _encoder_prefix(component: str, *, several: bool, flux: bool) -> str:
 
 
 def header(adapter: Adapter) -> dict[str, str]:
-    """The source's metadata and what A1111 and kohya's tools look for (dialects.md §7.1)."""
+    """The source's metadata and what A1111 and kohya's tools look for (dialects.md §7.1); a rank the source states
+    stays where it is still one of the ranks."""
     kept = {key: value for key, value in carried(adapter).items() if key != "lora_adapter_metadata"}
+    made = described(adapter)
+    ranks = {f"{entry.scale.rank:g}" for entry in adapter.entries.values()}
+    if "ss_network_dim" in made and kept.get("ss_network_dim") not in ranks:
+        kept = {key: value for key, value in kept.items() if key not in ("ss_network_dim", "ss_network_alpha")}
+    return {**made, **kept}
+
+
+def described(adapter: Adapter) -> dict[str, str]:
+    """The keys by which kohya's tools and A1111 know what an adapter is and which base it is for."""
     entries = list(adapter.entries.values())
-    scaled = [entry for entry in entries if entry.scale.mode != "none"]
-    base = FAMILIES[adapter.family or min(adapter.families)] if adapter.family or adapter.families else None
-    algorithms = {entry.algorithm for entry in entries}
+    candidates = [adapter.family] if adapter.family else [name for name in FAMILIES if name in adapter.families]
+    base = FAMILIES.get(candidates[0]) if candidates else None
     made = {
         "ss_v2": str(base is not None and base.name == "sd2"),
         "ss_base_model_version": base.base_version if base else "",
-        "ss_network_module": "networks.lora" if algorithms <= {"lora"} else "lycoris.kohya",
+        "ss_network_module": "networks.lora" if {e.algorithm for e in entries} <= {"lora"} else "lycoris.kohya",
         "ss_network_args": "{}",
     }
-    ranks, alphas = [float(e.scale.rank) for e in scaled], [e.scale.value * e.scale.rank for e in scaled]
+    scaled = [entry for entry in entries if entry.scale.mode != "none"]
     if scaled:
-        made["ss_network_dim"] = common(ranks)
-        made["ss_network_alpha"] = common(alphas)
-    if kept.get("ss_network_dim") in {f"{rank:g}" for rank in ranks} or not scaled:
-        made.pop("ss_network_dim", None)
-        made.pop("ss_network_alpha", None)
-    return {
-        **made,
-        **{key: value for key, value in kept.items() if key not in ("ss_network_dim", "ss_network_alpha")},
-        **{
-            key: made.get(key, kept.get(key, ""))
-            for key in ("ss_network_dim", "ss_network_alpha")
-            if key in made or key in kept
-        },
-    }
+        made["ss_network_dim"] = common([float(entry.scale.rank) for entry in scaled])
+        made["ss_network_alpha"] = common([entry.scale.value * entry.scale.rank for entry in scaled])
+    return made
 
 
 DIALECT = TableDialect(

@@ -13,7 +13,7 @@ from persona.core.adapters.reshaping import same_bits
 from persona.core.host.contracts import State, Told
 from persona.core.host.errors import UnreadableFile
 from persona.formats.dialects.entries import StoredScale, build_entry
-from persona.formats.dialects.family_choice import settle_family
+from persona.formats.dialects.family_choice import settle_family, stated_families
 from persona.formats.dialects.grammar import group
 from persona.formats.dialects.layout import decide_layout
 from persona.formats.dialects.spelling import halves_swapped, with_swapped_halves
@@ -97,7 +97,8 @@ def _add(adapter: Adapter, entry: Entry) -> None:
 def _finish(
     adapter: Adapter, bookkeeping: Sequence[str], state: State, told: Told, limit: frozenset[str] | None
 ) -> None:
-    if limit == frozenset({"flux1"}):
+    flux = frozenset({"flux1"})
+    if limit == flux or told.family == "flux1" or stated_families(adapter.metadata) == flux:
         _move_t5_for_flux(adapter)
     _refuse_mixture(adapter)
     verdict = decide(adapter.entries.values(), FAMILIES)
