@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from persona.core.host.errors import TrainingError, UsageError
 from persona.core.training import plan as plans
 from persona.plugins.backends.torch.device import Device
-from persona.plugins.backends.torch.optimizer_state import adamw_state, any_state, load_adamw_state, load_any_state
+from persona.plugins.backends.torch.optimizer_state import (
+    adamw_state,
+    any_state,
+    group_numbers,
+    load_adamw_state,
+    load_any_state,
+)
 
 START_SCALE = 65536.0  # torch.amp.GradScaler's own figures
 GROWTH_INTERVAL = 2000
@@ -52,6 +58,7 @@ class Optimizer:
         self._is_adamw = options.name == "adamw"
         parameters = [{"params": list(group.values())} for group in groups]
         self._inner = _adamw(parameters, options, device) if self._is_adamw else _other(parameters, options)
+        self._constants = group_numbers(self._inner)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss`, scaled."""
@@ -88,7 +95,11 @@ class Optimizer:
     def state(self) -> dict[str, np.ndarray]:
         """What the optimizer remembers (see `optimizer_state`), step, loss_scale."""
         scale = np.array([self.loss_scale.value, self.loss_scale.good_updates], np.float64)
-        kept = (adamw_state if self._is_adamw else any_state)(self._inner, self.names)
+        kept = (
+            adamw_state(self._inner, self.names)
+            if self._is_adamw
+            else any_state(self._inner, self.names, self._constants)
+        )
         return kept | {"loss_scale": scale, "step": np.array(float(self.updates), np.float64)}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:

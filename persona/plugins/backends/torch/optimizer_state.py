@@ -7,7 +7,7 @@ AdamW's moments have names that every backend knows (adam_m, adam_v). Of another
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,8 +44,11 @@ def load_adamw_state(
             }
 
 
-def any_state(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict[str, np.ndarray]:
-    """Everything an optimizer keeps for its values and groups."""
+def any_state(
+    optimizer: torch.optim.Optimizer, parameters: Parameters, constants: Sequence[Mapping[str, Any]]
+) -> dict[str, np.ndarray]:
+    """Everything an optimizer keeps for its values, and what it has changed in its groups; `constants` are the groups'
+    numbers as the plan made them (`group_numbers`)."""
     state: dict[str, np.ndarray] = {}
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -55,8 +58,9 @@ def any_state(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict[
                 state[f"optimizer/{name}/{mark}{key}"] = plain.detach().cpu().numpy().copy()
             elif isinstance(value, bool | int | float):
                 state[f"optimizer_number/{name}/{key}"] = np.array(value)
-    for number, key, value in _group_numbers(optimizer):
-        state[f"optimizer_group/{number}/{key}"] = np.array(value)
+    for number, group in enumerate(group_numbers(optimizer)):
+        changed = {key: value for key, value in group.items() if constants[number].get(key) != value}
+        state |= {f"optimizer_group/{number}/{key}": np.array(value) for key, value in changed.items()}
     return state
 
 
@@ -80,11 +84,12 @@ def load_any_state(optimizer: torch.optim.Optimizer, parameters: Parameters, sta
             optimizer.state[parameters[name]] = known
 
 
-def _group_numbers(optimizer: torch.optim.Optimizer) -> Iterator[tuple[int, str, float]]:
-    for number, group in enumerate(optimizer.param_groups):
-        for key, value in group.items():
-            if key not in ("params", "lr") and isinstance(value, bool | int | float):
-                yield number, key, value
+def group_numbers(optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+    """The plain numbers of every parameter group, the learning rate left out."""
+    return [
+        {key: value for key, value in group.items() if key != "lr" and isinstance(value, bool | int | float)}
+        for group in optimizer.param_groups
+    ]
 
 
 def _like(values: np.ndarray, parameter: nn.Parameter) -> Tensor:
