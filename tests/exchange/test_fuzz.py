@@ -14,11 +14,7 @@ import persona
 from persona.api import host
 from persona.exchange.choices import suffix_for
 
-PREFIXES = (
-    ". unet. text_encoder. text_encoder_2. transformer. base_model.model. lora_unet_ lora_te_ lora_te1_ lora_te2_ "
-    "lora_te3_ lora_unet. model.diffusion_model. diffusion_model. lycoris_ bundle_emb.cat. text_encoders.clip_l. "
-    "lora_transformer_ module."
-).split()
+PREFIXES = [".", "unet.", "text_encoder.", "text_encoder_2.", "transformer.", "base_model.model.", "lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lora_unet.", "model.diffusion_model.", "diffusion_model.", "lycoris_", "bundle_emb.cat.", "text_encoders.clip_l.", "lora_transformer_", "module."]
 PATHS = [
     "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
     "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q",
@@ -44,15 +40,7 @@ PATHS = [
     "nowhere",
     "",
 ]
-SUFFIXES = (
-    ".lora_down.weight .lora_up.weight .lora_mid.weight .alpha .dora_scale .lora_A.weight .lora_B.weight "
-    ".lora_A.default.weight .lora_B.default.weight .lora.down.weight .lora.up.weight _lora.down.weight "
-    "_lora.up.weight .lora_linear_layer.down.weight .lora_linear_layer.up.weight .hada_w1_a .hada_w1_b .hada_w2_a "
-    ".hada_w2_b .hada_t1 .hada_t2 .lokr_w1 .lokr_w1_a .lokr_w1_b .lokr_w2 .lokr_w2_a .lokr_w2_b .lokr_t2 .diff "
-    ".diff_b .w_norm .b_norm .weight .on_input .oft_blocks .a1.weight .a2.weight .b1.weight .b2.weight .scalar "
-    ".lora_magnitude_vector .lora_magnitude_vector.weight .lora_B.bias .mindpet_delta_lora_a .mindpet_delta_lora_b "
-    ".set_weight .down.weight .up.weight ."
-).split()
+SUFFIXES = [".lora_down.weight", ".lora_up.weight", ".lora_mid.weight", ".alpha", ".dora_scale", ".lora_A.weight", ".lora_B.weight", ".lora_A.default.weight", ".lora_B.default.weight", ".lora.down.weight", ".lora.up.weight", "_lora.down.weight", "_lora.up.weight", ".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight", ".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".hada_t2", ".lokr_w1", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2", ".diff", ".diff_b", ".w_norm", ".b_norm", ".weight", ".on_input", ".oft_blocks", ".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".scalar", ".lora_magnitude_vector", ".lora_magnitude_vector.weight", ".lora_B.bias", ".mindpet_delta_lora_a", ".mindpet_delta_lora_b", ".set_weight", ".down.weight", ".up.weight", "."]
 PAIRS = [
     (".lora_down.weight", ".lora_up.weight", ".alpha"),
     (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"),

@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 SUFFIXES: dict[str, tuple[tuple[str, str], ...]] = {
     "kohya": (
@@ -84,7 +85,6 @@ OPTIMIZER = ("adam_m.", "adam_v.", "moment1.", "moment2.", "moments.", "optimize
 WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|_fsdp_wrapped_module\.)+")
 
 _ALTERNATIVES = [(suffix, factor, spelling) for spelling, table in SUFFIXES.items() for suffix, factor in table]
-_KEY = re.compile("^(.+?)(?:" + "|".join(f"({suffix})" for suffix, _, _ in _ALTERNATIVES) + ")$")
 _LITERAL = {
     suffix.replace(r"\.", "."): (factor, spelling)
     for suffix, factor, spelling in _ALTERNATIVES
@@ -131,6 +131,12 @@ def group(keys: Iterable[str]) -> Grouped:
     return grouped
 
 
+@lru_cache(maxsize=1)
+def _any_suffix() -> re.Pattern[str]:
+    """Every suffix in one expression; made when a key needs it, since that takes as long as reading a small file."""
+    return re.compile("^(.+?)(?:" + "|".join(f"({suffix})" for suffix, _, _ in _ALTERNATIVES) + ")$")
+
+
 def split_key(key: str) -> tuple[str, str, str] | None:
     """(module, factor, spelling) of a key, or None. Whole words behind dots are looked up, the longest first; only a
     key that no such suffix ends is searched, which costs fifty times as much."""
@@ -147,7 +153,7 @@ def split_key(key: str) -> tuple[str, str, str] | None:
     for suffix, (factor, spelling) in _INSIDE_A_WORD.items():
         if key.endswith(suffix) and len(key) > len(suffix):
             return key[: -len(suffix)], factor, spelling
-    match = _KEY.match(key)
+    match = _any_suffix().match(key)
     if match is None:
         return None
     _, factor, spelling = _ALTERNATIVES[match.lastindex - 2]  # type: ignore[operator]
