@@ -101,9 +101,10 @@ def names(adapter: Adapter) -> Callable[[Entry], str]:
     candidates = {adapter.family} if adapter.family else set(adapter.families)
     styles = {name in ORIGINAL_FAMILIES for name in candidates} or {False}
     if len(styles) > 1:
+        ordered = [name for name in FAMILIES if name in candidates]
         raise ConversionError(
-            f"kohya spells {' and '.join(sorted(map(str, candidates)))} differently, and the evidence leaves both.",
-            hint=f"--family {sorted(map(str, candidates))[0]}",
+            f"kohya spells {'/'.join(ordered)} differently, and the names leave all of them open.",
+            hint=f"--family {ordered[0]}",
         )
     original = original_denoiser_names(adapter) if styles == {True} else None
     several = bool(candidates & SEVERAL_ENCODERS) or any(

@@ -22,6 +22,8 @@ def spelled(
 ) -> dict[str, TensorRef]:
     """The tensors of one entry under `name`. Raises ConversionError for a factor the dialect has no suffix for."""
     tensors: dict[str, TensorRef] = {}
+    if entry.path.endswith(("token_embedding", "position_embedding")):
+        entry, suffixes = _on_embedding(entry, suffixes)
     for factor, ref in entry.factors.items():
         factor = "w_norm" if entry.algorithm == "norm" and factor == "diff" else factor
         factor = "b_norm" if entry.algorithm == "norm" and factor == "diff_b" else factor
@@ -35,6 +37,17 @@ def spelled(
     if slots.alpha == "module" and entry.scale.origin != "not applicable":
         tensors[name + suffixes["alpha"]] = _spelled_alpha(entry, alpha_shape)
     return tensors
+
+
+def _on_embedding(entry: Entry, suffixes: Mapping[str, str]) -> tuple[Entry, Mapping[str, str]]:
+    """PEFT keeps factors of an embedding transposed under names of their own; no other dialect has a place for them."""
+    if suffixes.get("down") != ".lora_A.weight" or entry.algorithm != "lora":
+        raise ConversionError(f"{entry.name}: there is no place for {entry.algorithm} on an embedding in this dialect.")
+    turned = {
+        "lora_embedding_A": transposed(entry.factors["up"]),
+        "lora_embedding_B": transposed(entry.factors["down"]),
+    }
+    return replace(entry, factors=turned), {**suffixes, **{name: f".{name}" for name in turned}}
 
 
 def _suffix(suffixes: Mapping[str, str], factor: str, entry: Entry) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from persona.core.adapters.entry import Adapter
 from persona.core.adapters.tensor import TensorRef, in_memory
 from persona.core.host.contracts import State, Told
-from persona.core.host.errors import UnreadableFile
+from persona.core.host.errors import ConversionError, UnreadableFile
 from persona.formats.dialects.cloneofsimo import DIALECT as CLONEOFSIMO
-from persona.formats.dialects.recognise import recognise
+from persona.formats.dialects.recognise import DIALECTS, recognise
 from persona.formats.models import sd1
 from tests.formats.dialects.synthetic import family_adapter
 
@@ -227,3 +229,19 @@ def test_bookkeeping_is_dropped_and_named() -> None:
     adapter = read(tensors)
     assert adapter.leftovers == []
     assert any("global_step" in note for note in adapter.notes)
+
+
+def test_pefts_lora_on_an_embedding_is_a_low_rank_delta_of_its_table() -> None:
+    """dialects.md §4.1: ΔE = (B·A)ᵀ, and both factors go back as they were."""
+    key = "base_model.model.text_model.embeddings.token_embedding"
+    a, b = tensor(2, 30), tensor(8, 2)
+    tensors = {f"{key}.lora_embedding_A": a, f"{key}.lora_embedding_B": b}
+    adapter = read(tensors)
+    got = adapter.deltas()["text_encoder.text_model.embeddings.token_embedding"]
+    np.testing.assert_allclose(got, (b.read() @ a.read()).T, rtol=1e-5, atol=1e-6)
+    written = DIALECTS["peft"].write(adapter)[0].tensors
+    assert {name: ref.read().tobytes() for name, ref in written.items()} == {
+        n: r.read().tobytes() for n, r in tensors.items()
+    }
+    with pytest.raises(ConversionError, match="embedding"):
+        DIALECTS["kohya"].write(replace(adapter, family="sd1"))
