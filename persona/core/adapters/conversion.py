@@ -104,6 +104,7 @@ def plan(
     entries = _regrouped(adapter.entries.values(), slots, fused_path, made)
     for entry in entries:
         try:
+            _check_family(adapter, slots)
             fitted = fit(entry, slots, wishes, made.steps)
         except (Refused, ConversionError) as problem:
             refused = problem if isinstance(problem, Refused) else Refused(str(problem))
@@ -130,6 +131,13 @@ def fit(entry: Entry, slots: Slots, wishes: Wishes, steps: list[Step]) -> Entry:
     if len(steps) == before:
         steps.append(Step(entry.name, "rename", "exact"))
     return entry
+
+
+def _check_family(adapter: Adapter, slots: Slots) -> None:
+    families = {adapter.family} if adapter.family else set(adapter.families)
+    if slots.families is not None and families and not families & slots.families:
+        held, given = "/".join(sorted(slots.families)), "/".join(sorted(map(str, families)))
+        raise Refused(f"it holds {held} adapters, and this is one of {given}")
 
 
 def _check_home(entry: Entry, slots: Slots) -> None:

@@ -92,7 +92,12 @@ DIALECT = TableDialect(
 BLOCKS = TableDialect(
     name="diffsynth-2024",
     summary="DiffSynth-Studio of 2024 (SDXL, Kolors): its own UNet names in a torch pickle",
-    slots=Slots(convolution=False, components=frozenset({"unet"}), containers=("torch", "safetensors")),
+    slots=Slots(
+        convolution=False,
+        components=frozenset({"unet"}),
+        families=frozenset({"sdxl", "kolors"}),
+        containers=("torch", "safetensors"),
+    ),
     places=anywhere(blocks_place),
     names=blocks_names,
     spellings=frozenset({"peft module"}),

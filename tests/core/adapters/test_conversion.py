@@ -158,3 +158,10 @@ def test_kept_energy_chooses_the_rank() -> None:
     assert rank_for(np.array([4.0, 3.0]), 0.65) == 2
     change = np.diag([4.0, 3.0, 0.0])
     assert from_difference(lora_entry("unet", QUERY, 3, 3), change, energy=0.6).entry.scale.rank == 1
+
+
+def test_a_spelling_that_belongs_to_one_family_refuses_the_others() -> None:
+    adapter = adapter_of([lora_entry("unet", QUERY, 8, 8)], "sd1")
+    made = plan(adapter, Slots(families=frozenset({"sdxl", "kolors"})), "target")
+    assert made.refusals[0].detail == "it holds kolors/sdxl adapters, and this is one of sd1"
+    assert plan(replace(adapter, family="sdxl"), Slots(families=frozenset({"sdxl"})), "target").refusals == []
