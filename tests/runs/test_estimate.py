@@ -114,3 +114,16 @@ def test_a_run_without_memory_is_refused_with_the_flags(mini: Any) -> None:
     with pytest.raises(TrainingError) as refused:
         refuse_without_memory(8 << 30, 6 << 30, low, "cuda")
     assert refused.value.hint == "Lower it: --gradient-checkpointing"
+
+
+def test_a_trial_on_a_slow_machine_is_two_steps(mini: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from persona.runs import calibration
+
+    made: list[int] = []
+    take_step = calibration.take_step
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calibration, "LONG", 0.0)
+    monkeypatch.setattr(calibration, "take_step", lambda *given: made.append(given[3]) or take_step(*given))
+    settings = TrainSettings(steps=5, batch=1)
+    estimate(prepare(Recipe("lora", str(ROBOT), LoraOptions(rank=2), settings), host()), host())
+    assert made == [0, 1]
