@@ -102,10 +102,11 @@ def plan(
     wishes = wishes or Wishes()
     made = Plan(replace(adapter, entries={}), target)
     entries = _regrouped(adapter.entries.values(), slots, fused_path, made)
+    narrowed = _shared_algorithms(entries, slots)
     for entry in entries:
         try:
             _check_family(adapter, slots)
-            fitted = fit(entry, slots, wishes, made.steps)
+            fitted = fit(entry, narrowed[entry.component], wishes, made.steps)
         except (Refused, ConversionError) as problem:
             refused = problem if isinstance(problem, Refused) else Refused(str(problem))
             action, cost = ("drop", "approximate") if wishes.drop else ("refuse", refused.cost)
@@ -131,6 +132,21 @@ def fit(entry: Entry, slots: Slots, wishes: Wishes, steps: list[Step]) -> Entry:
     if len(steps) == before:
         steps.append(Step(entry.name, "rename", "exact"))
     return entry
+
+
+def _shared_algorithms(entries: Iterable[Entry], slots: Slots) -> dict[str, Slots]:
+    """The slots for each component: LoRA alone where a target wants one algorithm and the modules have several, or
+    keep convolutions in two ways (with a Tucker core and flattened)."""
+    listed = list(entries)
+    result = {}
+    for component in dict.fromkeys(entry.component for entry in listed):
+        mine = [entry for entry in listed if entry.component == component]
+        cores = any("t1" in entry.factors for entry in mine)
+        flattened = any("t1" not in e.factors and e.algorithm == "loha" and (e.kernel or (1,))[0] > 1 for e in mine)
+        mixed = len({entry.algorithm for entry in mine}) > 1 or (cores and flattened)
+        lora_alone = slots.one_algorithm and mixed
+        result[component] = replace(slots, algorithms=frozenset({"lora"})) if lora_alone else slots
+    return result
 
 
 def _check_family(adapter: Adapter, slots: Slots) -> None:

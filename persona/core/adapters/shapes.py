@@ -60,6 +60,8 @@ def check(entry: Entry) -> None:
 def _check_values(name: str, ref: TensorRef) -> None:
     if 0 in ref.shape or len(ref.shape) > 5:
         raise Unfitting(f"{name} has shape {list(ref.shape)}")
+    if name == "on_input" and ref.dtype.kind in "biu":  # IA3's switch, which LyCORIS keeps as a whole number
+        return
     if ref.dtype.kind not in "fV" or ref.python is not None:
         raise Unfitting(f"{name} is {ref.dtype}, not floating point")
 

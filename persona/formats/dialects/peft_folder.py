@@ -6,6 +6,7 @@ Source: huggingface/peft utils/save_and_load.py, tuners/{lora,loha,lokr}/config.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from persona.core.adapters.entry import Adapter, Entry
 from persona.core.adapters.evidence import decide
+from persona.core.adapters.reshaping import reshaped
 from persona.core.adapters.slots import Slots
 from persona.core.host.contracts import Evidence, Output, State, Told
 from persona.core.host.errors import ConversionError, UnreadableFile
@@ -39,6 +41,9 @@ SUFFIXES = {
     "up": ".lora_B.weight",
     "bias": ".lora_B.bias",
     "magnitude": ".lora_magnitude_vector",
+    **{f"w{k}_{side}": f".hada_w{k}_{side}" for k in "12" for side in "ab"},
+    "t1": ".hada_t1",
+    "t2": ".hada_t2",
 }
 
 
@@ -93,6 +98,8 @@ TABLE = TableDialect(
     name="peft",
     summary="PEFT folders: adapter_model.safetensors and adapter_config.json, one per component",
     slots=Slots(
+        algorithms=frozenset({"lora", "loha"}),
+        one_algorithm=True,
         alpha="config",
         magnitude=frozenset({"out"}),
         bias=True,
@@ -143,26 +150,60 @@ class PeftFolder:
 def _folder(prefix: str, component: str, entries: Sequence[Entry], adapter: Adapter) -> list[Output]:
     tensors = {}
     for entry in entries:
-        tensors.update(spelled(entry, f"base_model.model.{entry.path}", SUFFIXES, TABLE.slots, ()))
+        tensors.update(spelled(_flattened(entry), f"base_model.model.{entry.path}", SUFFIXES, TABLE.slots, ()))
     base_class, library = BASE_CLASSES[component]
     config = {
-        "peft_type": "LORA",
         "task_type": None,
         "auto_mapping": {"base_model_class": base_class, "parent_library": library},
         "base_model_name_or_path": None,
-        "bias": "none",
-        "fan_in_fan_out": False,
         "inference_mode": True,
-        "init_lora_weights": True,
-        "lora_dropout": 0.0,
         "modules_to_save": None,
-        **config_of(entries),
+        **(_lora_config(entries) if entries[0].algorithm == "lora" else _loha_config(entries)),
     }
     metadata = {k: v for k, v in carried(adapter).items() if k != "lora_adapter_metadata"}
     return [
         Output(tensors, {**metadata, "format": "pt"}, prefix + WEIGHTS),
         Output(name=prefix + CONFIG, document=config),
     ]
+
+
+def _lora_config(entries: Sequence[Entry]) -> dict[str, Any]:
+    fixed = {
+        "peft_type": "LORA",
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "lora_dropout": 0.0,
+    }
+    return {**fixed, **config_of(entries)}
+
+
+def _loha_config(entries: Sequence[Entry]) -> dict[str, Any]:
+    """LoHaConfig calls alpha `alpha`, and says for all convolutions at once whether they have a Tucker core."""
+    shared = config_of(entries)
+    return {
+        "peft_type": "LOHA",
+        "r": shared["r"],
+        "alpha": shared["lora_alpha"],
+        "rank_pattern": shared["rank_pattern"],
+        "alpha_pattern": shared["alpha_pattern"],
+        "target_modules": shared["target_modules"],
+        "use_effective_conv2d": any("t1" in entry.factors for entry in entries),
+        "rank_dropout": 0.0,
+        "module_dropout": 0.0,
+        "init_weights": True,
+    }
+
+
+def _flattened(entry: Entry) -> Entry:
+    """PEFT's LoHa keeps the kernel of a convolution inside the columns."""
+    if entry.algorithm != "loha":
+        return entry
+    flat = {
+        n: reshaped(r, (r.shape[0], math.prod(r.shape[1:]))) if n.endswith("_b") else r
+        for n, r in entry.factors.items()
+    }
+    return replace(entry, factors=flat)
 
 
 def _component(told: Told) -> str | None:

@@ -1,0 +1,90 @@
+"""PEFT's folders: one component each, alpha and rank in adapter_config.json (dialects.md §5.5)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from persona.core.adapters.conversion import plan
+from persona.core.adapters.delta import delta
+from persona.core.adapters.entry import Adapter, Entry, Scale
+from persona.core.adapters.tensor import in_memory
+from persona.core.host.contracts import Output, Told
+from persona.core.host.errors import UnreadableFile
+from persona.formats.dialects.peft_folder import CONFIG, DIALECT
+from tests.formats.dialects.written import adapter_of, expected_delta, lora_entry, state_of
+
+QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+CONV = "down_blocks.0.resnets.0.conv1"
+CLIP = "text_model.encoder.layers.0.self_attn.q_proj"
+RNG = np.random.default_rng(23)
+
+
+def loha(path: str, shapes: dict[str, tuple[int, ...]], kernel: tuple[int, ...] = ()) -> Entry:
+    factors = {name: in_memory(RNG.standard_normal(shape)) for name, shape in shapes.items()}
+    return Entry("unet", path, "loha", factors, Scale(1.0, 2, "rank", "file key"), kernel=kernel)
+
+
+FLAT = {"w1_a": (8, 2), "w1_b": (2, 8), "w2_a": (8, 2), "w2_b": (2, 8)}
+CORE = {"t1": (2, 2, 3, 3), "w1_a": (2, 8), "w1_b": (2, 8), "t2": (2, 2, 3, 3), "w2_a": (2, 8), "w2_b": (2, 8)}
+
+
+def folders(adapter: Adapter) -> dict[str, Output]:
+    made = plan(adapter, DIALECT.slots, "peft")
+    made.demand()
+    return {output.name: output for output in DIALECT.write(made.adapter)}
+
+
+def again(outputs: dict[str, Output], folder: str = "") -> Adapter:
+    config = outputs[f"{folder}{CONFIG}"].document
+    assert config is not None
+    told = Told(path=f"/x/{folder}adapter_model.safetensors", configs={CONFIG: config})
+    return DIALECT.read(state_of(outputs[f"{folder}adapter_model.safetensors"]), told)
+
+
+def test_one_component_is_one_folder_and_several_are_several() -> None:
+    unet, clip = lora_entry("unet", QUERY, 8, 8, alpha=3.0), lora_entry("text_encoder", CLIP, 12, 12, rank=4, alpha=1.0)
+    assert sorted(folders(adapter_of([unet]))) == ["adapter_config.json", "adapter_model.safetensors"]
+    both = folders(adapter_of([unet, clip]))
+    assert sorted({name.split("/")[0] for name in both}) == ["text_encoder", "unet"]
+    for folder, entry in (("unet/", unet), ("text_encoder/", clip)):
+        read = again(both, folder)
+        np.testing.assert_allclose(read.deltas()[entry.name], expected_delta(entry), rtol=1e-5, atol=1e-6)
+        assert {e.scale.origin for e in read.entries.values()} == {"config"}
+
+
+def test_an_encoder_whose_keys_do_not_say_which_is_told_by_the_config() -> None:
+    entry = lora_entry("text_encoder_2", CLIP, 12, 12)
+    read = again(folders(adapter_of([entry], "sdxl")))
+    assert list(read.entries) == [("text_encoder_2", CLIP)]
+
+
+def test_loha_of_one_kind_stays_loha() -> None:
+    for entries in ([loha(QUERY, FLAT)], [loha(QUERY, FLAT), loha(CONV, CORE, (3, 3))]):
+        made = folders(adapter_of(entries))
+        config = made[CONFIG].document
+        assert config is not None and config["peft_type"] == "LOHA"
+        assert config["use_effective_conv2d"] is (len(entries) == 2)
+        read = again(made)
+        for entry in entries:
+            np.testing.assert_array_equal(delta(read.entries[("unet", entry.path)]), delta(entry))
+
+
+def test_loha_beside_lora_becomes_lora_because_a_folder_has_one_method() -> None:
+    entries = [loha(QUERY, FLAT), lora_entry("unet", QUERY.replace("to_q", "to_k"), 8, 8, alpha=1.0)]
+    made = folders(adapter_of(entries))
+    config = made[CONFIG].document
+    assert config is not None and config["peft_type"] == "LORA"
+    read = again(made)
+    for entry in entries:
+        np.testing.assert_allclose(delta(read.entries[("unet", entry.path)]), delta(entry), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config, words",
+    [({"peft_type": "VERA"}, "VERA"), ({"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}, "pissa")],
+)
+def test_methods_that_mean_nothing_on_the_plain_base_are_refused(config: dict[str, str], words: str) -> None:
+    (output,) = (o for o in folders(adapter_of([lora_entry("unet", QUERY, 8, 8)])).values() if o.document is None)
+    with pytest.raises(UnreadableFile, match=words):
+        DIALECT.read(state_of(output), Told(configs={CONFIG: config}))
