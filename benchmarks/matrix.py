@@ -59,15 +59,16 @@ class Cell:
 
 
 def attention_modules(family: str) -> list[Module]:
-    """One attention projection of every form and shape in the denoiser."""
+    """The attention projections of one block of every width and kind in the denoiser: whole blocks, so that dialects
+    which join q, k and v find all three."""
     config = FAMILIES[family].components[FAMILIES[family].denoiser][0]
-    found: dict[tuple[str, tuple[int, ...]], Module] = {}
+    blocks: dict[tuple[str, tuple[int, ...]], str] = {}
     for path, module in inventory(config).items():
-        if path.endswith(ATTENTION) and ".attn" in f".{path}":
-            found.setdefault((form(path), module.shape), module)
-    # whole blocks, so that dialects which join q, k and v find all three
-    blocks = {module.path.rsplit(".to_", 1)[0] for module in found.values()}
-    return [m for p, m in inventory(config).items() if p.endswith(ATTENTION) and p.rsplit(".to_", 1)[0] in blocks]
+        block, found, rest = path.rpartition(".to_k")
+        if found and not rest and ".attn" in path:
+            blocks.setdefault((block.rsplit(".", 1)[-1] + form(path).split(".")[0][:6], module.shape), block)
+    wanted = set(blocks.values())
+    return [m for p, m in inventory(config).items() if p.endswith(ATTENTION) and p.rsplit(".to_", 1)[0] in wanted]
 
 
 def plain_lora(family: str) -> Adapter:
@@ -299,6 +300,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=SHOWN, help="print this family's table only")
     arguments = parser.parse_args()
+    if not arguments.family:
+        with tempfile.TemporaryDirectory(prefix="persona-matrix-") as name:
+            by_algorithm = algorithm_table(Path(name))
     lines = [HEAD]
     families = [arguments.family] if arguments.family else list(SHOWN)
     with ProcessPoolExecutor(min(len(families), os.cpu_count() or 1)) as pool:
@@ -312,10 +316,8 @@ def main() -> int:
         lines += [*[f"- not in {name}: {reason}" for name, reason in absent.items()], ""] if absent else []
         lines += ["Refused because:", "", *reasons(cells), ""] if kept < len(cells) else []
     if not arguments.family:
-        with tempfile.TemporaryDirectory(prefix="persona-matrix-") as name:
-            cells = algorithm_table(Path(name))
         lines += ["## By algorithm", "", "From a kohya (LyCORIS) file with one module of Stable Diffusion 1.x.", ""]
-        lines += [*as_markdown(cells, "algorithm \\ to"), ""]
+        lines += [*as_markdown(by_algorithm, "algorithm \\ to"), ""]
         PAGE.write_text("\n".join(lines), encoding="utf-8")
         print(f"wrote {PAGE}")
     else:
