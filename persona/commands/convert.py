@@ -28,7 +28,11 @@ persona convert lora.ckpt - --alpha 16 > lora.safetensors"""
 
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("paths", nargs=-1, metavar="IN... OUT", required=True)
-@click.option("--to", metavar="DIALECT", help="Spelling of the output; default: the usual one of OUT's ending.")
+@click.option(
+    "--to",
+    metavar="DIALECT",
+    help="Spelling of the output (persona plugins lists them); default: that of OUT's ending.",
+)
 @click.option("--out-dir", metavar="DIR", help="Convert every IN on its own, into this folder.")
 @click.option("--alpha", type=float, metavar="ALPHA", help="LoRA alpha, where the file has none.")
 @click.option("--override-alpha", is_flag=True, help="Let --alpha replace what the file says.")
@@ -108,6 +112,10 @@ def _jobs(
             f"Say in which dialect the files in {destination} shall be.", hint=f"--to diffusers --out-dir {destination}"
         )
     jobs = jobs_into_folder(sources, destination, _ending(wish, host))
+    if wish.certificate is not None and len(jobs) > 1:
+        raise UsageError(
+            f"One certificate is for one conversion, and these are {len(jobs)}.", hint="Convert them one at a time."
+        )
     if not wish.dry_run:
         make_folder(destination)
     return jobs, False
