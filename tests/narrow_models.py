@@ -62,7 +62,9 @@ _PIPELINE = {
 
 
 def narrow_pipeline(kind: str, folder: Path, *, seed: int = 0) -> Path:
-    """Write a narrow `kind` ("sd1", "sd2", "sdxl", or "tiny": sd1 with fewer layers) into `folder`, made if missing; a seed always writes the same."""
+    """Write a narrow `kind` ("sd1", "sd2", "sdxl", or "tiny": sd1 with fewer layers) into `folder`, made if missing.
+
+    A seed always writes the same."""
     import torch
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Converted models in diffusers itself, on the inputs whose outputs MindSpore computed (tests/fixtures/mindspore)."""
 
 from __future__ import annotations
