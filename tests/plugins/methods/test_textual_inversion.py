@@ -135,3 +135,27 @@ def test_diffusers_loads_the_file_as_it_is(mini: Any, tmp_path: Path) -> None:
     ids = pipeline.tokenizer.convert_tokens_to_ids(["<toy>", "<toy>_1"])
     weight = pipeline.text_encoder.get_input_embeddings().weight.detach().numpy()
     np.testing.assert_array_equal(weight[ids], rows)
+
+
+@pytest.mark.parametrize("components", [("text_encoder",), ("text_encoder", "text_encoder_2")])
+def test_several_words_travel_in_one_file(components: tuple[str, ...], tmp_path: Path) -> None:
+    from persona.api import load
+    from persona.core.adapters.entry import Adapter, Embedding
+    from persona.core.adapters.tensor import in_memory
+    from persona.runs.products import write_adapter
+
+    random = np.random.default_rng(1)
+    widths = {"text_encoder": 32, "text_encoder_2": 48}
+    given = {
+        word: {name: random.standard_normal((2, widths[name]), np.float32) for name in components}
+        for word in ("<toy>", "<cat>")
+    }
+    words = [Embedding(word, {name: in_memory(v) for name, v in rows.items()}) for word, rows in given.items()]
+    file = write_adapter(Adapter("sdxl", {}, words), tmp_path / "adapter.safetensors", {"persona.method": "x"})
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter.safetensors"]
+    back = load(file).embeddings
+    assert {embedding.token for embedding in back} == set(given)
+    for embedding in back:
+        assert set(embedding.vectors) == set(components)
+        for name, reference in embedding.vectors.items():
+            np.testing.assert_array_equal(reference.read(), given[embedding.token][name])
