@@ -30,17 +30,33 @@ class Trial:
         self.environment = {"PERSONA_CACHE": str(folder / f"{name}-cache"), "OMP_NUM_THREADS": "1"}
         self.first = ["train", *first, "--output", self.run]
 
-    def go(self, kill_at=None, kill_after=None):
-        """Start or go on, until it ends by itself or is killed; the exit code."""
-        begun = (self.run / "recipe.yaml").is_file()
-        words = ["train", "--resume", self.run] if begun else self.first
-        process = start(words, environment=self.environment, log=self.log, kill_at=kill_at)
-        process.join(kill_after)
-        if process.exitcode is None:
-            process.kill()
+    def go(self, kill_at=None):
+        """Start or go on, until it ends by itself or kills itself; the exit code."""
+        process = self._started(kill_at)
         process.join()
         assert process.exitcode in (0, -signal.SIGKILL), self.log.read_text()
         return process.exitcode
+
+    def kill_after(self, text, seconds):
+        """Start or go on, and kill it so long after it said this, unless it is finished before."""
+        self.log.unlink(missing_ok=True)
+        process = self._started(None)
+        while process.exitcode is None and not (self.log.exists() and text in self.log.read_text()):
+            time.sleep(0.005)
+        time.sleep(seconds)
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL), self.log.read_text()
+
+    def is_finished(self):
+        """Whether the run says that its product is that of its last step."""
+        facts = self.run / "environment.json"
+        return facts.is_file() and json.loads(facts.read_text()).get("product_steps") == 12
+
+    def _started(self, kill_at):
+        begun = (self.run / "recipe.yaml").is_file()
+        words = ["train", "--resume", self.run] if begun else self.first
+        return start(words, environment=self.environment, log=self.log, kill_at=kill_at)
 
 
 def wait_for(text, process, log):
@@ -133,19 +149,19 @@ def test_killed_between_any_two_writes_it_goes_on_to_the_same_bits(method, tmp_p
     assert_equal(everything(trial.run), expected)
 
 
+MARKS = ["loading the base", "latents", "sampling", *(f"step {step} of 12" for step in range(1, 13)), "checkpoint:"]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_at_random_moments_it_goes_on_to_the_same_bits(method, tmp_path, data, tiny_sd1, straight):
     expected, seconds = straight(method)
     trial = Trial(tmp_path, method, [*METHODS[method], "--data", data, "--base", tiny_sd1])
-    moments = random.Random(os.environ.get("PERSONA_KILL_SEED", "persona"))
-    kills = 0
-    for moment in (0.9, 0.5, 0.3):  # the later starts have less to do
-        if trial.go(kill_after=moments.uniform(0.05, moment * seconds)) == 0:
-            break
-        kills += 1
-    else:
+    chance = random.Random(os.environ.get("PERSONA_KILL_SEED", "persona"))
+    for place in sorted(chance.sample(range(len(MARKS)), 3)):
+        if not trial.is_finished():
+            trial.kill_after(MARKS[place], chance.uniform(0, seconds / 12))
+    if not trial.is_finished():
         assert trial.go() == 0
-    assert kills
     assert_equal(everything(trial.run), expected)
 
 
