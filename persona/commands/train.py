@@ -128,7 +128,8 @@ def train(context: click.Context, /, recipe: tuple[str, ...], as_json: bool, **v
     from persona.commands.progress import reporter
     from persona.runs.assemble import assemble
     from persona.runs.estimate import estimate, print_estimate
-    from persona.runs.training import prepare, resume, start
+    from persona.runs.preparing import prepare
+    from persona.runs.training import resume, start
 
     host = _host(context)
     words = list(recipe)

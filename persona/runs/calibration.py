@@ -43,7 +43,7 @@ class Calibration:
 
 def calibrate(plan: TrainingPlan, base: Base, backend: Any, runtime: Runtime) -> Calibration:
     """Open the base with the plan and make a few steps. Raises TrainingError when memory does not suffice."""
-    from persona.runs.training import trains_text  # the run's own rule of what is cached
+    from persona.runs.ingredients import trains_text  # the run's own rule of what is cached
 
     begun = time.perf_counter()
     session: Session = backend.open(base, plan, runtime)

@@ -14,6 +14,7 @@ from persona.core.training.views import views_of
 from persona.hub.bases import cache_folder
 from persona.runs.backends import choose_backend
 from persona.runs.calibration import Calibration, calibrate
+from persona.runs.preparing import Prepared
 from persona.runs.sizes import (
     all_parameters,
     checkpoint_bytes,
@@ -26,7 +27,7 @@ from persona.runs.sizes import (
     size,
     trained_parameters,
 )
-from persona.runs.training import Prepared, sample_steps
+from persona.runs.training import sample_steps
 
 
 def estimate(ready: Prepared, host: Host | None = None) -> dict[str, Any]:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from persona import __version__
 from persona.core.host.contracts import Runtime, SampleRequest, Session
 from persona.core.host.errors import (
     BackendMissing,
@@ -27,15 +22,9 @@ from persona.core.host.errors import (
     UsageError,
 )
 from persona.core.host.host import Host
-from persona.core.training.base import Base
-from persona.core.training.buckets import time_ids
-from persona.core.training.captions import alternatives
-from persona.core.training.conditioning import EncodedCaptions
-from persona.core.training.decode import fit_picture
 from persona.core.training.events import CheckpointSaved, Emit, Event, Note, Sampled, Stage, StepDone
-from persona.core.training.loop import Ingredients, all_views, caption_set, take_step
-from persona.core.training.plan import NewTokens, Picture, TrainingPlan
-from persona.core.training.priors import fill_stream
+from persona.core.training.loop import Ingredients, take_step
+from persona.core.training.plan import TrainingPlan
 from persona.core.training.run import (
     RunFolder,
     checkpoints,
@@ -50,78 +39,22 @@ from persona.core.training.run import (
     write_facts,
     write_plan,
 )
-from persona.core.training.schedule import NoiseSchedule
-from persona.core.training.settings import TrainSettings
-from persona.core.training.views import MomentCache, View, size_of, view_key
-from persona.hub.bases import cache_folder, open_base
-from persona.runs.about import product_words, thumbnail, title_of
+from persona.runs.about import title_of
 from persona.runs.backends import choose_backend
 from persona.runs.card import model_card
-from persona.runs.optimizers import with_optimizer
-from persona.runs.pictures import load_pixels, masks_of, scan_folder
-from persona.runs.products import also_path, check_also, write_also, write_product
+from persona.runs.differences import check_pictures, differences_of
+from persona.runs.facts import facts_of, now, words_of
+from persona.runs.ingredients import ingredients, with_class_pictures
+from persona.runs.preparing import Prepared, prepare
+from persona.runs.products import also_path, write_also, write_product
 from persona.runs.recipe import Recipe, recipe_text
 from persona.runs.sheet import run_sheet, save_picture
 from persona.runs.sizes import refuse_without_room
-from persona.runs.validation import Validation, best_step, validation_plan
+from persona.runs.validation import Validation, best_step
 
 Stop = Callable[[], bool]
 STEADY = ("constant", "constant_with_warmup")
 """Learning-rate schedules that do not depend on how many steps there will be."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A recipe with everything that can be known before a framework is loaded."""
-
-    recipe: Recipe
-    base: Base
-    plan: TrainingPlan
-    own_class_pictures: Mapping[str, tuple[Picture, ...]]
-    notes: tuple[str, ...]
-    validation: TrainingPlan | None = None
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """What is sampled: the prompts asked for, else the first caption of every stream."""
-        return self.recipe.settings.sample_prompts or default_prompts(self.plan)
-
-
-def prepare(recipe: Recipe, host: Host) -> Prepared:
-    """Open the base's description, look at the pictures, let the method make its plan. No framework is imported."""
-    base = open_base(recipe.base)
-    method = host.load("method", recipe.method)()
-    pictures, notes = scan_folder(Path(recipe.data))
-    pictures = tuple(as_told(picture, recipe.settings) for picture in pictures)
-    plan: TrainingPlan = method.plan(recipe.options, recipe.settings, base, pictures)
-    plan = with_optimizer(plan, recipe.settings.optimizer_option, host)
-    held_out = validation_plan(method, recipe, base, plan)
-    check_wishes(recipe.settings, plan, host)
-    own: dict[str, tuple[Picture, ...]] = {}
-    for stream in plan.streams:
-        if stream.generated and stream.generated.folder:
-            own[stream.name], more = scan_folder(Path(stream.generated.folder))
-            notes += more
-    wanted = (recipe.settings.width or plan.width, recipe.settings.height or plan.height)
-    if wanted != (plan.width, plan.height):
-        notes += (
-            f"{wanted[0]}x{wanted[1]} is no multiple of {base.latent_factor}: training at {plan.width}x{plan.height}",
-        )
-    return Prepared(recipe, base, plan, own, (*notes, *plan.notes), held_out)
-
-
-def check_wishes(settings: TrainSettings, plan: TrainingPlan, host: Host) -> None:
-    """Raises UsageError, before anything is trained, for trackers and dialects that are not there."""
-    for name in settings.tracker:
-        host.load("tracker", name)()
-    kinds = {part.kind for part in plan.trains}
-    check_also(settings.also, whole_weights="weights" in kinds, words_only=kinds == {"new-tokens"}, host=host)
-
-
-def as_told(picture: Picture, settings: TrainSettings) -> Picture:
-    """A picture with what the settings say of all: repeats, and its own transparency as its mask."""
-    mask = picture.mask or (picture.path if settings.alpha_mask else None)
-    return dataclasses.replace(picture, repeats=picture.repeats * settings.repeats, mask=mask)
 
 
 def start(recipe: Recipe, host: Host, *, emit: Emit, stop: Stop) -> RunFolder:
@@ -221,7 +154,7 @@ def execute(
             emit(Note(f"the same seed gives the same run {told}"))
         plan = with_class_pictures(ready, session, prepare_emit)
         if known is not None and done:
-            _check_pictures(known, plan)
+            check_pictures(known, plan)
         write_plan(run, plan)
         given = ingredients(run.path / "cache" / "latents.safetensors", plan, base, session, prepare_emit)
         validation = validation_of(run, ready, session, prepare_emit)
@@ -369,27 +302,6 @@ def _unless_stopped(emit: Emit, stop: Stop, run: RunFolder) -> Emit:
     return check
 
 
-def with_class_pictures(ready: Prepared, session: Session, emit: Emit) -> TrainingPlan:
-    """The plan with its Generated streams filled, pictures made where they are missing."""
-
-    def report(done: int, total: int) -> None:
-        emit(Stage("class pictures", done, total))
-
-    streams = [
-        fill_stream(
-            stream,
-            ready.own_class_pictures.get(stream.name, ()),
-            base=ready.base,
-            plan=ready.plan,
-            session=session,
-            cache=cache_folder(),
-            report=report,
-        )
-        for stream in ready.plan.streams
-    ]
-    return dataclasses.replace(ready.plan, streams=tuple(streams))
-
-
 def validation_of(run: RunFolder, ready: Prepared, session: Session, emit: Emit) -> Validation | None:
     """What follows the validation loss, its pictures encoded; None when none are held out."""
     plan = ready.validation
@@ -408,165 +320,9 @@ def _tell_best(run: RunFolder, emit: Emit) -> None:
             emit(Note(f"that one as an adapter: persona export {run.path}:{step}"))
 
 
-def ingredients(file: Path, plan: TrainingPlan, base: Base, session: Session, emit: Emit) -> Ingredients:
-    """Latent moments of all views, kept in `file`, and, unless a text encoder is trained, the encoded captions."""
-    views = all_views(plan)
-    keys: dict[tuple[int, View], str] = {}
-    place: dict[str, tuple[int, View]] = {}
-    for number, stream in enumerate(plan.streams):
-        for view in views[number]:
-            key = view_key(stream.pictures[view.picture], view, plan, base.hash)
-            keys[number, view] = key
-            place[key] = (number, view)
-
-    def picture_of(key: str) -> Any:
-        number, view = place[key]
-        return load_pixels(plan.streams[number].pictures[view.picture], view, plan)
-
-    cache = MomentCache(file)
-    cache.fill(
-        list(place), picture_of, session.encode_pictures, lambda done, total: emit(Stage("latents", done, total))
-    )
-    return Ingredients(
-        schedule=NoiseSchedule.from_config(base.schedule),
-        views=views,
-        moments=lambda number, view: cache[keys[number, view]],
-        vae=base.components["vae"],
-        embeddings={} if trains_text(plan, base) else encoded_captions(plan, session, emit),
-        time_ids=time_ids_of(plan, base),
-        masks=masks_of(plan, base.latent_factor),
-    )
-
-
-def trains_text(plan: TrainingPlan, base: Base) -> bool:
-    """Whether captions have to go through the text encoders at every step."""
-    return any(isinstance(part, NewTokens) for part in plan.trains) or bool(
-        plan.trained_components() & set(base.text_encoders)
-    )
-
-
-def encoded_captions(plan: TrainingPlan, session: Session, emit: Emit) -> EncodedCaptions:
-    """Every caption's conditioning arrays; those of shuffled tags as they are met."""
-    known = caption_set(plan.streams, plan.caption_dropout > 0)
-    return EncodedCaptions(session.encode_text, known, lambda done, total: emit(Stage("captions", done, total)))
-
-
-def time_ids_of(plan: TrainingPlan, base: Base) -> Callable[[int, View], Any] | None:
-    """SDXL's micro-conditioning of a view [6]: original size, crop corner, target size (arXiv 2307.01952 §2.2); None
-    for a base that has none."""
-    if base.components[base.denoiser].get("addition_embed_type") != "text_time":
-        return None
-
-    def of_view(number: int, view: View) -> Any:
-        picture = plan.streams[number].pictures[view.picture]
-        size = size_of(picture, plan)
-        original = size if picture.size == (0, 0) else picture.size
-        made = fit_picture(picture, original, size, crop=None if plan.center_crop else view.crop, seed=plan.seed)
-        return np.array(time_ids(made), np.float32)
-
-    return of_view
-
-
 def sample_steps(every: int, steps: int) -> set[int]:
     """The steps after which samples are made: every N, or half-way; always the last."""
     return {*range(every, steps, every), steps} if every else {steps // 2, steps} - {0}
-
-
-def default_prompts(plan: TrainingPlan) -> tuple[str, ...]:
-    """The first caption of each stream."""
-    found = [
-        alternatives(stream.generated.prompt)[0] if stream.generated else stream.pictures[0].captions[0]
-        for stream in plan.streams
-        if stream.generated or (stream.pictures and stream.pictures[0].captions)
-    ]
-    return tuple(dict.fromkeys(found))
-
-
-def facts_of(ready: Prepared, backend: str) -> dict[str, Any]:
-    """What environment.json keeps."""
-    import importlib.metadata
-
-    versions = {}
-    for package in ("numpy", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "persona": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "backend": backend,
-        "device": ready.recipe.device,
-        "packages": versions,
-        "base": ready.base.id,
-        "base_hash": ready.base.hash,
-        "pictures": {picture.path: picture.sha256 for s in ready.plan.streams for picture in s.pictures},
-        "started": now(),
-    }
-
-
-def now() -> str:
-    """The time in UTC, as ISO 8601, to the second."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
-def words_of(run: RunFolder, plan: TrainingPlan, base: Base, settings: TrainSettings) -> dict[str, str]:
-    """What the run's product says of itself, with its first sample when that is wanted."""
-    words = product_words(plan, base, title=settings.title or title_of(plan, base), steps=plan.steps)
-    picture = run.samples / f"step-{plan.steps:06d}" / "00.png"
-    if settings.thumbnail and picture.is_file():
-        words["modelspec.thumbnail"] = thumbnail(picture)
-    return words
-
-
-def differences_of(before: TrainingPlan, now: TrainingPlan) -> list[str]:
-    """What differs between two plans, in words; steps and the pictures of Generated streams may."""
-    found: list[str] = []
-    _compare("", _comparable(before), _comparable(now), found)
-    return found
-
-
-def _comparable(plan: TrainingPlan) -> dict[str, Any]:
-    document = dataclasses.asdict(plan)
-    document.pop("steps")
-    document.pop("notes")
-    for stream in document["streams"]:
-        if stream["generated"]:
-            stream["pictures"] = []
-        stream["pictures"] = {Path(picture["path"]).name: {**picture, "path": ""} for picture in stream["pictures"]}
-    return document
-
-
-def _compare(name: str, before: Any, now: Any, found: list[str]) -> None:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in [*before, *(key for key in now if key not in before)]:
-            inner = f"{name}.{key}" if name else str(key)
-            if key not in before:
-                found.append(f"{inner} is new")
-            elif key not in now:
-                found.append(f"{inner} is gone")
-            else:
-                _compare(inner, before[key], now[key], found)
-    elif isinstance(before, list | tuple) and isinstance(now, list | tuple) and len(before) == len(now):
-        for number, (left, right) in enumerate(zip(before, now, strict=True)):
-            _compare(f"{name}[{number}]", left, right, found)
-    elif before != now:
-        found.append(f"{name} was {_short(before)}, is {_short(now)}")
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _check_pictures(before: TrainingPlan, now: TrainingPlan) -> None:
-    for old, new in zip(before.streams, now.streams, strict=False):
-        if old.pictures and [p.sha256 for p in old.pictures] != [p.sha256 for p in new.pictures]:
-            raise ResumeError(
-                f"The pictures of stream {old.name} are not those the run was started with.",
-                hint="Put them back, or begin a new run",
-            )
 
 
 def _set_aside(error: TrainingError, run: RunFolder, step: int) -> None:

@@ -18,9 +18,9 @@ from persona.hub.bases import open_base
 from persona.plugins.methods.lora import LoraOptions
 from persona.runs.calibration import Calibration
 from persona.runs.estimate import estimate, seconds
+from persona.runs.preparing import Prepared, prepare
 from persona.runs.recipe import Recipe
 from persona.runs.sizes import product_bytes, refuse_without_memory, refuse_without_room, trained_parameters
-from persona.runs.training import Prepared, prepare
 
 ROBOT = Path(__file__).parents[2] / "persona" / "assets" / "subjects" / "robot"
 

@@ -1,5 +1,6 @@
 """A run that is killed at any moment and resumed is, bit for bit, the run that was never killed."""
 
+import contextlib
 import csv
 import json
 import os
@@ -128,7 +129,7 @@ MOMENTS = {
         ("shutil.rmtree", 5),  # an old checkpoint is about to go
         ("persona.runs.training.run_sheet", 1),
         ("persona.runs.training.write_product", 1),
-        ("persona.runs.training.now", 2),  # the product is written, and nothing says so yet
+        ("persona.runs.training.now", 1),  # the product is written, and nothing says so yet
     ],
     "dreambooth": [
         ("os.fsync", 5),  # the second class picture of three
@@ -174,7 +175,8 @@ def test_the_first_interrupt_saves_the_step_and_the_second_stops_at_once(tmp_pat
         process = start(arguments, environment=trial.environment, log=trial.log)
         wait_for(text, process, trial.log)
         for _ in range(times):
-            os.kill(process.pid, signal.SIGINT)
+            with contextlib.suppress(ProcessLookupError):  # the step was done and saved before the second one came
+                os.kill(process.pid, signal.SIGINT)
             time.sleep(0.05 if times > 1 else 0)
         process.join()
         said = trial.log.read_text()

@@ -1,0 +1,84 @@
+"""A recipe with everything that can be known before a framework is loaded: base, pictures, plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from persona.core.host.host import Host
+from persona.core.training.base import Base
+from persona.core.training.captions import alternatives
+from persona.core.training.plan import Picture, TrainingPlan
+from persona.core.training.settings import TrainSettings
+from persona.hub.bases import open_base
+from persona.runs.optimizers import with_optimizer
+from persona.runs.pictures import scan_folder
+from persona.runs.products import check_also
+from persona.runs.recipe import Recipe
+from persona.runs.validation import validation_plan
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with everything that can be known before a framework is loaded."""
+
+    recipe: Recipe
+    base: Base
+    plan: TrainingPlan
+    own_class_pictures: Mapping[str, tuple[Picture, ...]]
+    notes: tuple[str, ...]
+    validation: TrainingPlan | None = None
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What is sampled: the prompts asked for, else the first caption of every stream."""
+        return self.recipe.settings.sample_prompts or default_prompts(self.plan)
+
+
+def prepare(recipe: Recipe, host: Host) -> Prepared:
+    """Open the base's description, look at the pictures, let the method make its plan. No framework is imported."""
+    base = open_base(recipe.base)
+    method = host.load("method", recipe.method)()
+    pictures, notes = scan_folder(Path(recipe.data))
+    pictures = tuple(as_told(picture, recipe.settings) for picture in pictures)
+    plan: TrainingPlan = method.plan(recipe.options, recipe.settings, base, pictures)
+    plan = with_optimizer(plan, recipe.settings.optimizer_option, host)
+    held_out = validation_plan(method, recipe, base, plan)
+    check_wishes(recipe.settings, plan, host)
+    own: dict[str, tuple[Picture, ...]] = {}
+    for stream in plan.streams:
+        if stream.generated and stream.generated.folder:
+            own[stream.name], more = scan_folder(Path(stream.generated.folder))
+            notes += more
+    wanted = (recipe.settings.width or plan.width, recipe.settings.height or plan.height)
+    if wanted != (plan.width, plan.height):
+        notes += (
+            f"{wanted[0]}x{wanted[1]} is no multiple of {base.latent_factor}: training at {plan.width}x{plan.height}",
+        )
+    return Prepared(recipe, base, plan, own, (*notes, *plan.notes), held_out)
+
+
+def check_wishes(settings: TrainSettings, plan: TrainingPlan, host: Host) -> None:
+    """Raises UsageError, before anything is trained, for trackers and dialects that are not there."""
+    for name in settings.tracker:
+        host.load("tracker", name)()
+    kinds = {part.kind for part in plan.trains}
+    check_also(settings.also, whole_weights="weights" in kinds, words_only=kinds == {"new-tokens"}, host=host)
+
+
+def as_told(picture: Picture, settings: TrainSettings) -> Picture:
+    """A picture with what the settings say of all: repeats, and its own transparency as its mask."""
+    mask = picture.mask or (picture.path if settings.alpha_mask else None)
+    return dataclasses.replace(picture, repeats=picture.repeats * settings.repeats, mask=mask)
+
+
+def default_prompts(plan: TrainingPlan) -> tuple[str, ...]:
+    """The first caption of each stream."""
+    found = [
+        alternatives(stream.generated.prompt)[0] if stream.generated else stream.pictures[0].captions[0]
+        for stream in plan.streams
+        if stream.generated or (stream.pictures and stream.pictures[0].captions)
+    ]
+    return tuple(dict.fromkeys(found))
