@@ -95,6 +95,12 @@ class Session(Protocol):
         clipping, and whether the step was skipped (loss scaling overflow)."""
         ...
 
+    def average(self, decay: float) -> None:
+        """average ← decay · average + (1 − decay) · value, for every trained value. Called after every `update` of a
+        plan with an `ema_decay`, and only then; the core says how fast (core/training/averages.py). Averages start as
+        the values themselves; they are what `evaluate`, `sample` and `product` use."""
+        ...
+
     def sample(self, request: SampleRequest) -> Array:
         """[n, height, width, 3] uint8 pictures; request n starts from the core's noise for its seed."""
         ...

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from persona.core.host.errors import NotFinite
+from persona.core.training.averages import average_decay
 from persona.core.training.batch import Batch
 from persona.core.training.learning_rate import multiplier
 from persona.core.training.noise import normals
@@ -176,6 +177,8 @@ def take_step(plan: TrainingPlan, given: Ingredients, session: Session, update: 
     norm, skipped = session.update(rates, plan.optimizer.max_grad_norm)
     if not math.isfinite(norm) and not skipped:
         raise NotFinite(_not_finite("gradient", plan))
+    if plan.ema_decay is not None:
+        session.average(average_decay(plan.ema_decay, update + 1))
     values = {"loss": total, "learning_rate": rates[0], "grad_norm": float(norm)}
     if len(per_stream) > 1:
         values |= {f"loss_{name}": summed / count for name, (summed, count) in per_stream.items()}

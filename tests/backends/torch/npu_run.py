@@ -43,6 +43,8 @@ def run(base: Base, device: str, plan: TrainingPlan, given: dict[str, Any]) -> d
     for step in range(2):
         losses += session.accumulate(batch_of(base, count=1, seed=step, **given)).tolist()
         session.update([1e-3] * len(plan.trains), 1.0)
+        if plan.ema_decay is not None:
+            session.average(plan.ema_decay)
         session.load_state(session.state())
     request = SampleRequest(("a photo of <toy>",), (1,), steps=2, sampler="euler-a")
     values = {name: value for name, value in session.state().items() if name.startswith(("value/", "ema/"))}

@@ -52,6 +52,8 @@ def test_a_resumed_run_is_the_straight_run(which: str, narrow: Any, opened: Any)
         for step in steps:
             seen.append(session.accumulate(batch_of(base, seed=step)).tolist())
             seen.append(session.update([1e-2], 1.0))
+            if plan.ema_decay is not None:
+                session.average(plan.ema_decay)
         return seen
 
     straight = opened(base, plan)
@@ -132,8 +134,7 @@ def test_the_loss_without_gradients_is_the_loss_and_changes_nothing(narrow: Any,
     assert before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
     session.accumulate(batch_of(base))
     session.update([0.1], 0.0)
-    session.accumulate(batch_of(base))
-    session.update([0.1], 0.0)
+    session.average(0.5)
     averaged = session.evaluate(batch_of(base))
     session._averages = None
     assert not np.allclose(averaged, session.evaluate(batch_of(base))), "the averages are judged, not the values"

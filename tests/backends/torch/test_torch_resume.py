@@ -37,6 +37,8 @@ def go_on(session: Any, base: Any, steps: range) -> list[Any]:
             seen.append(session.accumulate(batch).tolist())
         rates = [1e-3 * (step + 1)] * len(session.plan.trains)
         seen.append(session.update(rates, 1.0))
+        if session.plan.ema_decay is not None:
+            session.average(session.plan.ema_decay)
     return seen
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from persona.core.training.conditioning import EncodedCaptions
 from persona.core.training.epochs import steps_of
-from persona.core.training.loop import Ingredients, all_views, learning_rates, micro_batches
+from persona.core.training.loop import Ingredients, all_views, learning_rates, micro_batches, take_step
 from persona.core.training.order import bucket_batch, bucket_batch_count
 from persona.core.training.plan import LowRank, Optimizer, Picture, Stream, TrainingPlan
 from persona.core.training.schedule import NoiseSchedule
@@ -177,3 +177,33 @@ def test_sizes_are_told_to_sdxl_for_each_picture() -> None:
         ((batch, _),) = micro_batches(plan, given(plan, time_ids=time_ids), update)
         assert batch.time_ids is not None
         assert batch.time_ids[0, 0] == int(batch.captions[0].removeprefix("picture "))
+
+
+class Counting:
+    """A session that learns nothing and writes down what the core asks of it; its second update overflows."""
+
+    def __init__(self) -> None:
+        self.decays: list[float] = []
+        self.updates = 0
+
+    def accumulate(self, batch: Any) -> Any:
+        return np.ones(len(batch), np.float32)
+
+    def update(self, learning_rates: Any, max_norm: float) -> tuple[float, bool]:
+        self.updates += 1
+        return (float("inf"), True) if self.updates == 2 else (1.0, False)
+
+    def average(self, decay: float) -> None:
+        self.decays.append(decay)
+
+
+def test_the_core_says_how_fast_averages_follow_and_counts_every_update() -> None:
+    """As diffusers' EMAModel, n / (n + 9) up to the limit, whose step counts updates that overflowed too."""
+    plan = plan_of(Stream("pictures", pictures(SQUARE)), ema_decay=0.3)
+    session = Counting()
+    for update in range(5):
+        take_step(plan, given(plan), session, update)  # type: ignore[arg-type]
+    assert session.decays == pytest.approx([0.0, 2 / 11, 3 / 12, 0.3, 0.3])
+    without = Counting()
+    take_step(dataclasses.replace(plan, ema_decay=None), given(plan), without, 0)  # type: ignore[arg-type]
+    assert without.decays == []

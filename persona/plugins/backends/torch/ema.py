@@ -8,23 +8,18 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from persona.core.training.averages import average_decay
-
 
 class Averages:
-    """average ← decay · average + (1 − decay) · value after every update, with the core's decay; starts as the values
-    themselves. `updates` counts them."""
+    """One average for each trained value; they start as the values themselves."""
 
-    def __init__(self, values: Mapping[str, nn.Parameter], decay: float) -> None:
-        self._values, self._decay, self.updates = dict(values), decay, 0
+    def __init__(self, values: Mapping[str, nn.Parameter]) -> None:
+        self._values = dict(values)
         self.averages: dict[str, Tensor] = {name: value.detach().clone() for name, value in values.items()}
 
     @torch.no_grad()
-    def follow(self) -> None:
-        """Move every average towards its value."""
-        self.updates += 1
-        weight = 1.0 - average_decay(self._decay, self.updates)
-        torch._foreach_lerp_(list(self.averages.values()), list(self._values.values()), weight)
+    def follow(self, decay: float) -> None:
+        """average ← decay · average + (1 − decay) · value."""
+        torch._foreach_lerp_(list(self.averages.values()), list(self._values.values()), 1.0 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -99,9 +98,12 @@ class TorchSession:
             norm, skipped = self._optimizer.update(learning_rates, max_norm)
         for group in self._groups:
             keep_short(group)
-        if self._averages is not None and math.isfinite(norm):
-            self._averages.follow()
         return norm, skipped
+
+    def average(self, decay: float) -> None:
+        """Move the averages towards the trained values: average ← decay · average + (1 − decay) · value."""
+        assert self._averages is not None, "the plan has no ema_decay"
+        self._averages.follow(decay)
 
     @torch.no_grad()
     def sample(self, request: SampleRequest) -> Array:
@@ -153,8 +155,6 @@ class TorchSession:
             for name, average in self._averages.averages.items() if self._averages is not None else ():
                 average.copy_(torch.from_numpy(np.array(state[f"ema/{name}"])))
         self._optimizer.load_state(state)
-        if self._averages is not None:
-            self._averages.updates = int(state["step"])
         generators = {name.removeprefix("rng/"): state[name] for name in state if name.startswith("rng/")}
         self.device.set_random_state({kind: torch.tensor(np.array(value)) for kind, value in generators.items()})
 
@@ -228,7 +228,7 @@ class TorchSession:
             [group.values for group in self._groups], plan.optimizer, self.device, self.precision
         )
         if plan.ema_decay is not None:
-            self._averages = Averages(self._optimizer.names, plan.ema_decay)
+            self._averages = Averages(self._optimizer.names)
 
     def _checkpoint_gradients(self) -> None:
         denoiser: Any = self._components[self.base.denoiser]
