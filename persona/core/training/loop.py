@@ -18,6 +18,7 @@ from persona.core.training.learning_rate import multiplier
 from persona.core.training.noise import normals
 from persona.core.training.order import bucket_batch, caption_choices, caption_dropped, order, shuffle_tags
 from persona.core.training.plan import Stream, TrainingPlan
+from persona.core.training.processes import ALONE, Part, Processes, part_of
 from persona.core.training.schedule import NoiseSchedule
 from persona.core.training.views import View, draw_latents, repeats_of, sizes_of, views_of
 
@@ -49,13 +50,19 @@ def all_views(plan: TrainingPlan) -> tuple[tuple[View, ...], ...]:
     return tuple(views_of(stream, plan) for stream in plan.streams)
 
 
-def micro_batches(plan: TrainingPlan, given: Ingredients, update: int) -> Iterator[tuple[Batch, tuple[str, ...]]]:
-    """The micro-batches of one optimizer step, with the stream name of each sample. Streams that are at different
-    sizes (aspect buckets) come one after the other: a batch has one size."""
-    for micro in range(plan.accumulation):
+def micro_batches(
+    plan: TrainingPlan, given: Ingredients, update: int, processes: Processes = ALONE
+) -> Iterator[tuple[Batch, tuple[str, ...]]]:
+    """The micro-batches of one optimizer step, with the stream name of each sample; of several processes, those that
+    this one computes. Streams that are at different sizes (aspect buckets) come one after the other: a batch has one
+    size."""
+    mine = part_of(plan, processes)
+    for micro in mine.micros:
         together: dict[tuple[int, ...], list[tuple[str, Batch]]] = {}
         for number, stream in enumerate(plan.streams):
-            part = _part(plan, given, update, micro, number)
+            part = _part(plan, given, update, micro, number, mine)
+            if part is None:
+                continue
             together.setdefault(part.latents.shape[1:], []).append((stream.name, part))
         for parts in together.values():
             yield _join([part for _, part in parts]), tuple(name for name, part in parts for _ in range(len(part)))
@@ -73,11 +80,16 @@ def _chosen(plan: TrainingPlan, stream: Stream, views: Sequence[View], update: i
     return [views[index] for index in row[micro * each : (micro + 1) * each]]
 
 
-def _part(plan: TrainingPlan, given: Ingredients, update: int, micro: int, number: int) -> Batch:
+def _part(plan: TrainingPlan, given: Ingredients, update: int, micro: int, number: int, mine: Part) -> Batch | None:
+    """One stream's samples of a micro-batch; None when a short batch of a bucket leaves this process without one."""
     stream = plan.streams[number]
-    chosen = _chosen(plan, stream, given.views[number], update, micro)
+    row = _chosen(plan, stream, given.views[number], update, micro)
+    places = mine.places(len(row))
+    if not places:
+        return None
+    chosen = [row[place] for place in places]
     each = plan.batch * stream.share
-    slots = [number * SLOTS_PER_STREAM + micro * each + place for place in range(len(chosen))]
+    slots = [number * SLOTS_PER_STREAM + micro * each + place for place in places]
     per_update = each * plan.accumulation
     captions = _captions(plan, update, slots, [stream.pictures[view.picture].captions for view in chosen])
     moments = [given.moments(number, view) for view in chosen]
@@ -160,19 +172,25 @@ def learning_rates(plan: TrainingPlan, update: int) -> list[float]:
     return [trained.learning_rate * factor for trained in plan.trains]
 
 
-def take_step(plan: TrainingPlan, given: Ingredients, session: Session, update: int) -> dict[str, float]:
-    """One optimizer step; returns its figures. Raises NotFinite when the loss or the gradient is not finite; the
-    weights are then what they were before the step, unless the gradient alone was not finite."""
+def take_step(
+    plan: TrainingPlan, given: Ingredients, session: Session, update: int, processes: Processes = ALONE
+) -> dict[str, float]:
+    """One optimizer step; returns its figures, which are those of all processes. Raises NotFinite, in every process,
+    when the loss or the gradient is not finite; the weights are then what they were before the step, unless the
+    gradient alone was not finite."""
     begun = time.perf_counter()
-    total, per_stream = 0.0, {stream.name: [0.0, 0] for stream in plan.streams}
-    for batch, names in micro_batches(plan, given, update):
+    streams = {stream.name: number for number, stream in enumerate(plan.streams)}
+    figures = np.zeros((len(streams), 3))  # of every stream: what its losses add to the total, their sum, their number
+    for batch, names in micro_batches(plan, given, update, processes):
         losses = np.asarray(session.accumulate(batch), np.float64)
+        numbers = [streams[name] for name in names]
+        np.add.at(figures, numbers, np.stack([losses * batch.w, losses, np.ones(len(losses))], axis=1))
         if not np.isfinite(losses).all():
-            raise NotFinite(_not_finite("loss", plan))
-        total += float((losses * batch.w).sum())
-        for name, loss in zip(names, losses, strict=True):
-            per_stream[name][0] += float(loss)
-            per_stream[name][1] += 1
+            break  # the others have to know it before anybody stops
+    figures = processes.sum(figures)
+    total = float(figures[:, 0].sum())
+    if not math.isfinite(total):
+        raise NotFinite(_not_finite("loss", plan))
     rates = learning_rates(plan, update)
     norm, skipped = session.update(rates, plan.optimizer.max_grad_norm)
     if not math.isfinite(norm) and not skipped:
@@ -180,8 +198,8 @@ def take_step(plan: TrainingPlan, given: Ingredients, session: Session, update: 
     if plan.ema_decay is not None:
         session.average(average_decay(plan.ema_decay, update + 1))
     values = {"loss": total, "learning_rate": rates[0], "grad_norm": float(norm)}
-    if len(per_stream) > 1:
-        values |= {f"loss_{name}": summed / count for name, (summed, count) in per_stream.items()}
+    if len(streams) > 1:
+        values |= {f"loss_{name}": float(figures[number, 1] / figures[number, 2]) for name, number in streams.items()}
     if skipped:
         values["skipped"] = 1.0
     values["seconds"] = time.perf_counter() - begun
