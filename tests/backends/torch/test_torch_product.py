@@ -140,7 +140,7 @@ def test_whole_weights_come_back_as_their_component_alone(narrow: Any, opened: A
     theirs.load_state_dict(state)
     ids, _ = session._words["text_encoder_2"].ids(CAPTIONS)
     with torch.no_grad():
-        pooled = theirs(ids).text_embeds.numpy()
+        pooled = theirs(torch.from_numpy(ids)).text_embeds.numpy()
     theirs.text_model.eos_token_id = session._words["text_encoder_2"].end
     np.testing.assert_allclose(session.encode_text(CAPTIONS)["pooled"], pooled, atol=1e-5)
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from persona.core.adapters.delta import Deltas, bias_delta
 from persona.core.adapters.entry import Adapter, Embedding
 from persona.core.host.errors import ConversionError
+from persona.plugins.backends.shared.words import Words
 from persona.plugins.backends.torch.lowrank import Decomposed, LowRankConv, LowRankLinear
 from persona.plugins.backends.torch.names import inside
 from persona.plugins.backends.torch.trainables import grow
-from persona.plugins.backends.torch.words import Words
 
 
 class BaseWeights(Mapping[str, np.ndarray]):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,15 @@ from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelW
 
 from persona.core.host.errors import BaseModelError
 from persona.core.training.base import Base
-from persona.plugins.backends.torch.names import is_bookkeeping, outside, published
+from persona.plugins.backends.shared.folder import (
+    class_name,
+    is_pointwise,
+    refuse_keys,
+    refuse_shape,
+    weight_files,
+)
+from persona.plugins.backends.shared.names import is_bookkeeping, published
+from persona.plugins.backends.torch.names import outside
 
 _BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "UNet2DConditionModel": UNet2DConditionModel.from_config,
@@ -26,14 +33,6 @@ _BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "CLIPTextModel": lambda config: CLIPTextModel(CLIPTextConfig(**config)),
     "CLIPTextModelWithProjection": lambda config: CLIPTextModelWithProjection(CLIPTextConfig(**config)),
 }
-_DEFAULT_CLASSES = {
-    "unet": "UNet2DConditionModel",
-    "vae": "AutoencoderKL",
-    "text_encoder": "CLIPTextModel",
-    "text_encoder_2": "CLIPTextModelWithProjection",
-}
-_STEMS = ("diffusion_pytorch_model", "model")
-_VARIANTS = ("", ".fp16", ".bf16")
 
 
 def load_component(base: Base, name: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -52,41 +51,11 @@ def load_component(base: Base, name: str, dtype: torch.dtype, device: torch.devi
             state[expected[key]] = _fit(base, name, key, read(), model, expected[key]).to(device, dtype, copy=True)
         elif not is_bookkeeping(key):
             unknown.append(stored)
-    _refuse(base, name, "has no", [key for key, own in expected.items() if own not in state])
-    _refuse(base, name, "has weights nobody knows:", unknown)
+    refuse_keys(base, name, "has no", [key for key, own in expected.items() if own not in state])
+    refuse_keys(base, name, "has weights nobody knows:", unknown)
     model.load_state_dict(state, strict=True, assign=True)
     _fill_buffers(model, device)
     return model.requires_grad_(False).eval()
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a component's folder: the plain ones, else the fp16 or bf16 variant; shards in order.
-
-    Raises BaseModelError when there are none."""
-    for variant in _VARIANTS:
-        for stem in _STEMS:
-            single = folder / f"{stem}{variant}.safetensors"
-            index = folder / f"{stem}.safetensors.index{variant}.json"
-            if single.is_file():
-                return [single]
-            if index.is_file():
-                table = json.loads(index.read_text(encoding="utf-8"))
-                return [folder / shard for shard in sorted(set(table["weight_map"].values()))]
-    pickles = sorted(path.name for path in folder.glob("*.bin")) if folder.is_dir() else []
-    if pickles:
-        raise BaseModelError(
-            f"{folder} has its weights only as a pickle ({pickles[0]}), which the torch backend does not open.",
-            hint=f"Convert the model first: persona convert {folder.parent} {folder.parent}-safetensors",
-        )
-    raise BaseModelError(f"{folder} has no weights (looked for {_STEMS[0]}.safetensors and {_STEMS[1]}.safetensors).",
-                         hint="Is this a diffusers folder? persona models ls lists bases that work.")  # fmt: skip
-
-
-def class_name(base: Base, name: str) -> str:
-    """The library class of a component: what its config says, else what every Stable Diffusion has there."""
-    config = base.components[name]
-    architectures = config.get("architectures") or ()
-    return str(config.get("_class_name") or (architectures[0] if architectures else _DEFAULT_CLASSES.get(name, "?")))
 
 
 def _build(base: Base, name: str) -> nn.Module:
@@ -110,20 +79,11 @@ def _stored_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], torch.Tens
 
 def _fit(base: Base, name: str, key: str, tensor: torch.Tensor, model: nn.Module, own: str) -> torch.Tensor:
     wanted = model.get_parameter(own).shape
-    if tensor.shape != wanted and tensor.dim() == 4 and tensor.shape[:2] == wanted and tensor.shape[2:] == (1, 1):
-        return tensor[:, :, 0, 0]  # an attention projection of an old VAE, kept as a 1x1 convolution
+    if is_pointwise(tensor.shape, wanted):
+        return tensor[:, :, 0, 0]
     if tensor.shape != wanted:
-        raise BaseModelError(f"{base.id}: {name}'s {key} is {list(tensor.shape)}, and its config makes it "
-                             f"{list(wanted)}.", hint="config.json and weights are of two models.")  # fmt: skip
+        refuse_shape(base, name, key, tensor.shape, wanted)
     return tensor
-
-
-def _refuse(base: Base, name: str, complaint: str, keys: Iterable[str]) -> None:
-    found = sorted(keys)
-    if found:
-        rest = f" and {len(found) - 5} more" if len(found) > 5 else ""
-        raise BaseModelError(f"{base.id}: {name} {complaint} {', '.join(found[:5])}{rest}.",
-                             hint="Its config.json and weights do not belong together; download it again.")  # fmt: skip
 
 
 def _fill_buffers(model: nn.Module, device: torch.device) -> None:

@@ -17,6 +17,7 @@ from persona.core.host.errors import ResumeError, UsageError
 from persona.core.training.base import Base
 from persona.core.training.batch import Batch
 from persona.core.training.plan import TrainingPlan
+from persona.plugins.backends.shared.words import Words
 from persona.plugins.backends.torch import adapters as adapter_merging
 from persona.plugins.backends.torch.device import PRECISIONS, capabilities, find_device, memory_errors
 from persona.plugins.backends.torch.ema import Averages
@@ -28,7 +29,7 @@ from persona.plugins.backends.torch.product import product_of
 from persona.plugins.backends.torch.sampling import sample_latents
 from persona.plugins.backends.torch.text import TextEncoders
 from persona.plugins.backends.torch.trainables import Group, attach, keep_short
-from persona.plugins.backends.torch.words import Words
+from persona.plugins.backends.torch.words import TransformersTokenizer
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -197,11 +198,12 @@ class TorchSession:
         return self.plan is not None and name in self.plan.trained_components()
 
     def _read_words(self) -> None:
-        self._words = {}
+        self._words: dict[str, Words] = {}
         for name in self.base.text_encoders:
             config: Any = self._components[name].config
             folder = self.base.tokenizers[name.replace("text_encoder", "tokenizer")]
-            self._words[name] = Words(folder, config.max_position_embeddings, config.vocab_size)
+            tokenizer = TransformersTokenizer(folder)
+            self._words[name] = Words(tokenizer, config.max_position_embeddings, config.vocab_size)
         encoders = {name: self._components[name] for name in self.base.text_encoders}
         self._text = TextEncoders(encoders, self._words, self._note)
         index = self.base.path / "model_index.json"

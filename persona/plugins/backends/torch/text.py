@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from persona.plugins.backends.torch.words import Words
+from persona.plugins.backends.shared.words import Words, attention_mask, cut_note
 
 
 class TextEncoders:
@@ -43,11 +43,9 @@ class TextEncoders:
         model, words = self.encoders[name], self.words[name]
         ids, cut = words.ids(captions)
         for caption in cut:
-            self._note(f'Only the first {words.window - 2} tokens of a prompt are read, and this one is longer: "'
-                       f'{caption[:60]}…"')  # fmt: skip
+            self._note(cut_note(caption, words.window))
         device = next(model.parameters()).device
-        inputs = {"input_ids": ids.to(device)}
+        inputs = {"input_ids": torch.from_numpy(ids).to(device)}
         if getattr(model.config, "use_attention_mask", False):
-            padding = torch.cumsum(ids == words.end, dim=1) > (ids == words.end)
-            inputs["attention_mask"] = (~padding).to(device, torch.int64)
+            inputs["attention_mask"] = torch.from_numpy(attention_mask(ids, words.end)).to(device)
         return inputs

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from persona.core.host.errors import UsageError, did_you_mean
 from persona.core.training.lora_values import initial_down
 from persona.core.training.plan import LowRank, NewTokens, Trained, TrainingPlan, Weights
+from persona.plugins.backends.shared.names import TOKEN_EMBEDDING
+from persona.plugins.backends.shared.words import Words
 from persona.plugins.backends.torch.lowrank import Decomposed, LowRankConv, LowRankLayer, LowRankLinear
 from persona.plugins.backends.torch.names import inside, outside
-from persona.plugins.backends.torch.words import GrownEmbedding, Words
-
-TOKEN_EMBEDDING = "text_model.embeddings.token_embedding"
+from persona.plugins.backends.torch.words import GrownEmbedding
 
 
 @dataclass
