@@ -13,9 +13,10 @@ from conftest import attention_lora, batch_of, plan_of
 
 from persona.core.host.contracts import SampleRequest
 from persona.core.host.errors import BackendMissing, TrainingError, UsageError
+from persona.plugins.backends.shared.loss_scale import GROWTH_INTERVAL, LossScale
+from persona.plugins.backends.shared.memory import memory_errors
 from persona.plugins.backends.torch import TorchBackend
-from persona.plugins.backends.torch.device import capabilities, find_device, memory_errors, present_devices
-from persona.plugins.backends.torch.optimizer import GROWTH_INTERVAL, LossScale
+from persona.plugins.backends.torch.device import capabilities, find_device, present_devices
 
 
 def test_looking_whether_the_backend_is_there_imports_no_framework() -> None:

@@ -5,22 +5,19 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.util
-import re
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from persona.core.host.errors import BackendMissing, TrainingError, UsageError, did_you_mean
+from persona.core.host.errors import BackendMissing, UsageError, did_you_mean
+from persona.plugins.backends.shared.memory import free_main_memory, largest_process
 
 KINDS = ("cpu", "cuda", "mps", "npu")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FUSED_ADAMW = ("cpu", "cuda")
-_MEMORY_WORDS = ("out of memory", "allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class Device:
         module = _module(self.kind)
         if self.kind != "cpu":
             return int(module.max_memory_allocated()) if hasattr(module, "max_memory_allocated") else 0
-        return _largest_process()
+        return largest_process()
 
     def autocast(self, precision: str) -> Any:
         """Context in which matrix products and convolutions run in `precision`, and sums that need it in fp32."""
@@ -142,45 +139,11 @@ def capabilities(device: Device) -> dict[str, bool]:
     }
 
 
-@contextmanager
-def memory_errors() -> Iterator[None]:
-    """Turn running out of memory into a TrainingError that says what to lower."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        told = any(words in text.lower() for words in _MEMORY_WORDS)  # not every device has an error class for it
-        if not isinstance(error, MemoryError) and not told:
-            raise
-        asked = re.search(r"tried to allocate ([\d.]+ ?\w+)", text, re.IGNORECASE)
-        more = f": {asked[1]} more were asked for" if asked else ""
-        raise TrainingError(
-            f"Out of memory{more}.",
-            hint="Lower --batch (and raise --accumulation), --width and --height or --rank, or add "
-            "--gradient-checkpointing or --precision bf16.",
-        ) from error
-
-
-def _largest_process() -> int:
-    """The most memory this process had, in bytes; 0 on Windows."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
-
-
 def free_memory(device: Device) -> int:
     """Bytes that are free on a device, or in this machine for a cpu; 0 where it cannot be asked."""
     if device.kind != "cpu":
         return device.memory().free
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), "0")
-    return int(found) * 1024
+    return free_main_memory()
 
 
 def _module(kind: str) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from persona.core.host.errors import TrainingError, UsageError
 from persona.core.training import plan as plans
+from persona.plugins.backends.shared.loss_scale import LossScale
 from persona.plugins.backends.torch.device import Device
 from persona.plugins.backends.torch.optimizer_state import (
     adamw_state,
@@ -21,28 +22,6 @@ from persona.plugins.backends.torch.optimizer_state import (
     load_adamw_state,
     load_any_state,
 )
-
-START_SCALE = 65536.0  # torch.amp.GradScaler's own figures
-GROWTH_INTERVAL = 2000
-
-
-class LossScale:
-    """What a loss is multiplied by, so that fp16 gradients do not vanish: doubled after 2,000 good updates, halved
-    after one with gradients that overflowed (arXiv 1710.03740 §3.2). 1 for other precisions."""
-
-    def __init__(self, active: bool) -> None:
-        self.active = active
-        self.value = START_SCALE if active else 1.0
-        self.good_updates = 0
-
-    def learn(self, finite: bool) -> None:
-        """Adjust after an update whose gradients were finite, or not."""
-        if not finite:
-            self.value, self.good_updates = max(self.value / 2, 1.0), 0
-            return
-        self.good_updates += 1
-        if self.active and self.good_updates % GROWTH_INTERVAL == 0:
-            self.value *= 2
 
 
 class Optimizer:

@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from persona.core.adapters.entry import Adapter, Checkpoint
 from persona.core.host.contracts import Runtime, SampleRequest
-from persona.core.host.errors import ResumeError, UsageError
+from persona.core.host.errors import UsageError
 from persona.core.training.base import Base
 from persona.core.training.batch import Batch
 from persona.core.training.plan import TrainingPlan
+from persona.plugins.backends.shared.memory import memory_errors
+from persona.plugins.backends.shared.merging import merge
+from persona.plugins.backends.shared.states import check_state
 from persona.plugins.backends.shared.words import Words
-from persona.plugins.backends.torch import adapters as adapter_merging
-from persona.plugins.backends.torch.device import PRECISIONS, capabilities, find_device, memory_errors
+from persona.plugins.backends.torch.adapters import OpenedTorchModel
+from persona.plugins.backends.torch.device import PRECISIONS, capabilities, find_device
 from persona.plugins.backends.torch.ema import Averages
 from persona.plugins.backends.torch.loading import load_component
 from persona.plugins.backends.torch.optimizer import Optimizer
@@ -124,7 +127,7 @@ class TorchSession:
         """Add ΔW × strength to the weights and new tokens to the words; notes for the user."""
         notes = []
         for adapter, strength in adapters:
-            notes += adapter_merging.merge(adapter, strength, self._components, self._words)
+            notes += merge(adapter, strength, OpenedTorchModel(self._components), self._words)
         return notes
 
     def product(self) -> Adapter | Checkpoint:
@@ -142,14 +145,12 @@ class TorchSession:
     def load_state(self, state: Mapping[str, Array]) -> None:
         """Inverse of `state`. Raises ResumeError naming up to five values that are missing, unknown or of another
         shape; nothing is changed then."""
-        wanted = {f"value/{name}": tuple(value.shape) for name, value in self._optimizer.names.items()}
+        values = {name: tuple(value.shape) for name, value in self._optimizer.names.items()}
+        wanted = {f"value/{name}": shape for name, shape in values.items()}
         if self._averages is not None:
-            wanted |= {f"ema/{name}": tuple(value.shape) for name, value in self._averages.averages.items()}
-        moments = {f"{kind}/{name}": value.shape for kind in ("adam_m", "adam_v")
-                   for name, value in self._optimizer.names.items()}  # fmt: skip
-        wanted |= {"rng/torch": tuple(self.device.random_state()["torch"].shape)}  # dropout would begin anew without
-        wanted |= {"step": (), "loss_scale": (2,)} | {name: moments[name] for name in moments if name in state}
-        _compare(wanted, {name: tuple(np.shape(state[name])) for name in state})
+            wanted |= {f"ema/{name}": shape for name, shape in values.items()}
+        wanted["rng/torch"] = tuple(self.device.random_state()["torch"].shape)  # dropout would begin anew without
+        check_state(state, wanted, values)
         with torch.no_grad():
             for name, value in self._optimizer.names.items():
                 value.copy_(torch.from_numpy(np.array(state[f"value/{name}"])))
@@ -334,14 +335,3 @@ def _per_sample(values: Tensor) -> Tensor:
 def _copy(tensor: Tensor) -> Array:
     values: Array = tensor.detach().cpu().numpy().copy()
     return values
-
-
-def _compare(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
-    problems = [f"{name} is missing" for name in wanted if name not in found]
-    problems += [f"{name} is {list(found[name])}, not {list(shape)}" for name, shape in wanted.items()
-                 if found.get(name, shape) != shape]  # fmt: skip
-    problems += [f"{name} is unknown" for name in found if name.startswith(("value/", "ema/")) and name not in wanted]
-    if problems:
-        rest = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ResumeError(f"The checkpoint does not fit this run: {', '.join(problems[:5])}{rest}.",
-                          hint="Was the run started with another plan or base?")  # fmt: skip
