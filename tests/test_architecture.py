@@ -17,9 +17,10 @@ ALLOWED = {
     "hub": {"core", "hub"},
     "plugins": {"core", "formats", "hub", "plugins"},
     "exchange": {"core", "formats", "hub", "plugins", "exchange", "api"},
-    "runs": {"core", "formats", "hub", "plugins", "exchange", "runs", "api"},
+    "environments": {"core", "hub", "environments", "api"},
+    "runs": {"core", "formats", "hub", "plugins", "exchange", "environments", "runs", "api"},
     "api": {"core", "formats", "hub", "plugins", "exchange", "runs"},
-    "commands": {"core", "formats", "hub", "plugins", "exchange", "runs", "api", "commands", "cli"},
+    "commands": {"core", "formats", "hub", "plugins", "exchange", "environments", "runs", "api", "commands", "cli"},
     "cli": {"core", "api", "commands"},
 }
 """The rooms each room may import from (docs/architecture.md). `persona` itself, for its version, is open to all."""

@@ -143,13 +143,14 @@ def execute(
     with, whose pictures have to be the same."""
     begun = time.monotonic()
     recipe, base = ready.recipe, ready.base
-    runtime = Runtime(recipe.device, recipe.settings.precision, recipe.settings.gradient_checkpointing)
+    settings = recipe.settings
+    runtime = Runtime(recipe.device, settings.precision, settings.gradient_checkpointing, log=run.worker_log)
     prepare_emit = _unless_stopped(emit, stop, run)
     prepare_emit(Stage("loading the base"))
     session: Session = backend.open(base, ready.plan, runtime)
     try:
         told = session.determinism() if hasattr(session, "determinism") else ""
-        write_facts(run, {**run.facts(), "determinism": told})
+        write_facts(run, {**run.facts(), "determinism": told, **getattr(session, "surroundings", {})})
         if told.startswith("up to"):
             emit(Note(f"the same seed gives the same run {told}"))
         plan = with_class_pictures(ready, session, prepare_emit)

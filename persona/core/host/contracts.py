@@ -36,11 +36,13 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how a session executes: device ("auto", "cpu", "cuda", "cuda:1", "npu", "mps"), precision, threads."""
+    """Where and how a session executes: device ("auto", "cpu", "cuda", "cuda:1", "npu", "mps"), precision; `log` is
+    where the words of a worker in another environment are kept."""
 
     device: str = "auto"
     precision: str = "fp32"
     gradient_checkpointing: bool = False
+    log: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class Backend(Protocol):
         ...
 
     def capabilities(self, device: str) -> Mapping[str, bool]:
-        """What works on that device: bf16, fp16, gradient_checkpointing, dora, …"""
+        """What works on that device, by the names of `persona.core.host.capabilities`: bf16, dora, sampler:unipc, …"""
         ...
 
     def open(self, base: Base, plan: TrainingPlan | None, runtime: Runtime) -> Session:

@@ -4,6 +4,7 @@
     plan.json          what the method made of it
     environment.json   versions, device, base and data digests
     metrics.csv        one row a step
+    worker.log         what the libraries of a framework in another environment printed
     checkpoints/step-000100/{state.safetensors, progress.json}
     cache/latents.safetensors
     samples/step-000100/00.png …   sheet.png
@@ -66,6 +67,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """One row a step."""
         return self.path / "metrics.csv"
+
+    @property
+    def worker_log(self) -> Path:
+        """What the libraries of a framework in another environment printed."""
+        return self.path / "worker.log"
 
     @property
     def checkpoints(self) -> Path:
@@ -151,12 +157,16 @@ def new_run(wanted: Path | None, parent: Path, name: str) -> RunFolder:
     raise OutputExists(f"{parent} holds too many runs.", hint="Choose a folder yourself: --output FOLDER")
 
 
+_BEFORE = ("recipe.yaml", "plan.json", "environment.json", "worker.log", ".lock")
+"""What a run has before its first picture or step."""
+
+
 def discard(run: RunFolder) -> None:
     """Take a run away again that was refused before its first picture or step; one that has made something is kept."""
-    made = {path.name for path in run.path.iterdir()} - {"recipe.yaml", "plan.json", "environment.json", ".lock"}
+    made = {path.name for path in run.path.iterdir()} - set(_BEFORE)
     if made:
         return
-    for name in ("recipe.yaml", "plan.json", "environment.json", ".lock"):
+    for name in _BEFORE:
         (run.path / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         run.path.rmdir()
