@@ -10,7 +10,7 @@ from typing import Any
 from persona.core.host.contracts import OptimizerChoice
 from persona.core.host.errors import UsageError
 from persona.core.host.host import Host
-from persona.core.training.plan import Optimizer, TrainingPlan
+from persona.core.training.plan import LowRank, Optimizer, TrainingPlan
 
 BUILT_IN = "adamw"
 
@@ -33,6 +33,14 @@ def with_optimizer(plan: TrainingPlan, words: Sequence[str], host: Host) -> Trai
     options = {**keywords(choice, asked), **parse_assignments(words)}
     notes = plan.notes
     rates = [part.learning_rate for part in plan.trains]
+    if choice.learning_rate is not None and (
+        len(set(rates)) > 1 or any(isinstance(part, LowRank) and part.up_rate_ratio != 1 for part in plan.trains)
+    ):
+        raise UsageError(
+            f"{asked.name} finds one step size for all that is trained, and the learning rates differ.",
+            hint="Leave --part-learning-rate, --text-encoder-learning-rate and --loraplus-lr-ratio out, or take "
+            "--optimizer adamw",
+        )
     if choice.learning_rate is not None and any(rate != choice.learning_rate for rate in rates):
         said = ", ".join(f"{rate:g}" for rate in dict.fromkeys(rates))
         notes += (f"{asked.name} wants a learning rate of {choice.learning_rate:g}, and it is {said}",)

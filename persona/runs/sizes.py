@@ -10,6 +10,7 @@ from typing import Any
 
 from persona.core.host.errors import TrainingError
 from persona.core.training.base import Base
+from persona.core.training.lora_values import FROM_WEIGHT
 from persona.core.training.plan import LowRank, NewTokens, Trained, TrainingPlan, Weights
 from persona.core.training.targets import linear_modules
 from persona.core.training.views import views_of
@@ -54,14 +55,16 @@ def resident_bytes(plan: TrainingPlan, base: Base) -> int:
     )
     in_place = sum(trained_parameters(part, base) for part in plan.trains if isinstance(part, Weights))
     trained = sum(trained_parameters(part, base) for part in plan.trains)
-    return frozen - 4 * in_place + trained * (16 + (4 if plan.ema_decay is not None else 0))
+    values = trained * (16 + (4 if plan.ema_decay is not None else 0))
+    return frozen - 4 * in_place + values + 4 * _first_factors(plan, base)
 
 
 def product_bytes(plan: TrainingPlan, base: Base) -> int:
     """The size of the product: deltas and tokens as they are, whole weights with all of their component."""
     whole = {part.component for part in plan.trains if isinstance(part, Weights)}
     stored = sum(math.prod(p.shape) for name in whole for p in base.parameters[name].values())
-    return 4 * (stored + sum(trained_parameters(part, base) for part in plan.trains if not isinstance(part, Weights)))
+    small = [part for part in plan.trains if not isinstance(part, Weights)]
+    return 4 * (stored + sum(trained_parameters(part, base) for part in small) + _first_factors(plan, base))
 
 
 def disk_bytes(plan: TrainingPlan, base: Base, recipe: Recipe) -> int:
@@ -79,7 +82,13 @@ def disk_bytes(plan: TrainingPlan, base: Base, recipe: Recipe) -> int:
 def checkpoint_bytes(plan: TrainingPlan, base: Base) -> int:
     """Value and two moments of every trained number, and its average when one is kept."""
     trained = sum(trained_parameters(part, base) for part in plan.trains)
-    return trained * (12 + (4 if plan.ema_decay is not None else 0))
+    return trained * (12 + (4 if plan.ema_decay is not None else 0)) + 4 * _first_factors(plan, base)
+
+
+def _first_factors(plan: TrainingPlan, base: Base) -> int:
+    """How many numbers are kept of what deltas started from, where that is the base's own weight."""
+    from_weight = [part for part in plan.trains if isinstance(part, LowRank) and part.initialisation in FROM_WEIGHT]
+    return sum(trained_parameters(part, base) for part in from_weight)
 
 
 def encoded_views(stream: Any, plan: TrainingPlan) -> int:

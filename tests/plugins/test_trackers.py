@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import sys
 import types
 from pathlib import Path
@@ -127,6 +128,19 @@ def test_an_optimizer_gets_its_keywords_and_says_which_rate_it_wants(monkeypatch
     lion = with_optimizer(plan_with("lion"), (), host()).optimizer.options
     assert lion["betas"] == [0.9, 0.99], "AdamW's usual betas are not Lion's"
     assert with_optimizer(plan_with("lion", beta2=0.95), (), host()).optimizer.options["betas"] == [0.9, 0.95]
+
+
+def test_an_optimizer_that_finds_one_step_size_is_not_given_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """prodigyopt raises in the middle of the first step for learning rates that differ."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda found: object())
+    plan = plan_with("prodigy")
+    (part,) = plan.trains
+    for trains in (
+        (part, dataclasses.replace(part, component="text_encoder", learning_rate=1e-4)),
+        (dataclasses.replace(part, up_rate_ratio=16.0),),
+    ):
+        with pytest.raises(UsageError, match="one step size"):
+            with_optimizer(dataclasses.replace(plan, trains=trains), (), host())
 
 
 def test_options_for_adamw_and_unknown_names_are_refused() -> None:

@@ -29,7 +29,8 @@ class LowRank:
     alphas: Mapping[str, float] = field(default_factory=dict)  # per target, where it is not `alpha`
     rank_stabilised: bool = False  # scale alpha / sqrt(rank), arXiv 2312.03732
     decomposed: bool = False  # DoRA, arXiv 2402.09353
-    initialisation: Literal["kaiming", "gaussian", "orthogonal"] = "kaiming"
+    initialisation: Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"] = "kaiming"
+    up_rate_ratio: float = 1.0  # LoRA+, arXiv 2402.12354: learning rate of `up`, as a multiple of that of `down`
     kind: Literal["low-rank"] = "low-rank"
 
 

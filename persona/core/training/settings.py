@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from persona.core.host.errors import UsageError, did_you_mean
 from persona.core.options import option
-from persona.core.training.plan import Loss, NewTokens, Optimizer, Stream, Trained, TrainingPlan
+from persona.core.training.plan import Loss, LowRank, NewTokens, Optimizer, Stream, Trained, TrainingPlan
+from persona.core.training.targets import names
 
 LEARNING_RATE_SCHEDULES = (
     "constant",
@@ -33,8 +34,10 @@ class TrainSettings:
     learning_rate: float = option(1e-4, help="Learning rate.", minimum=0.0)
     scale_lr: bool = option(False, help="Multiply learning rates by batch x accumulation; prints the result.")
     part_learning_rate: tuple[str, ...] = option(
-        (), help="Another rate for a part: unet=1e-4, text_encoder=1e-5, tokens=5e-3 (repeatable).", metavar="PART=RATE"
-    )
+        (), help="Another rate for a part: unet=1e-4, text_encoder=1e-5, tokens=5e-3, or, of deltas, for the targets "
+        "that a pattern names: attn2.*=1e-5, unet.up_blocks.*=1e-5 (repeatable; the last one counts).",
+        metavar="PART=RATE",
+    )  # fmt: skip
     schedule: str = option("constant", help="Learning-rate schedule.", choices=LEARNING_RATE_SCHEDULES)
     warmup: float = option(
         0.0, help="The learning rate rises from 0 over so many steps; below 1 it is a share of them.", minimum=0.0
@@ -161,15 +164,20 @@ def _learning_rates(settings: TrainSettings, trains: tuple[Trained, ...]) -> tup
     """The trained parts with the rates that were asked for, and what to tell about it."""
     told: list[str] = []
     for part, rate in assignments(settings.part_learning_rate, "--part-learning-rate"):
-        names = {name for trained in trains for name in part_names(trained)}
-        if part not in names:
+        known = {name for trained in trains for name in part_names(trained)}
+        if part not in known and not any(_named(trained, part) for trained in trains):
             raise UsageError(
-                f"--part-learning-rate {part}: this run trains no such part. {did_you_mean(part, sorted(names))}",
-                hint=f"For example: --part-learning-rate {min(names)}=1e-5",
+                f"--part-learning-rate {part}: this run trains no such part. {did_you_mean(part, sorted(known))}",
+                hint=f"For example: --part-learning-rate {min(known)}=1e-5",
             )
         trains = tuple(
-            dataclasses.replace(trained, learning_rate=rate) if part in part_names(trained) else trained
+            piece
             for trained in trains
+            for piece in (
+                [dataclasses.replace(trained, learning_rate=rate)]
+                if part in part_names(trained)
+                else _with_rate(trained, part, rate)
+            )
         )
     if settings.scale_lr:
         factor = settings.batch * settings.accumulation
@@ -187,6 +195,26 @@ def _learning_rates(settings: TrainSettings, trains: tuple[Trained, ...]) -> tup
 
 def _with(trains: tuple[Trained, ...], rates: list[float]) -> Iterable[tuple[Trained, float]]:
     return zip(trains, rates, strict=True)
+
+
+def _named(trained: Trained, pattern: str) -> tuple[str, ...]:
+    """The targets of deltas that a pattern names."""
+    if not isinstance(trained, LowRank):
+        return ()
+    return tuple(path for path in trained.targets if names(trained.component, path, pattern))
+
+
+def _with_rate(trained: Trained, pattern: str, rate: float) -> list[Trained]:
+    """The part as two: the targets that the pattern does not name, and those it does, at another learning rate."""
+    named = _named(trained, pattern)
+    if not isinstance(trained, LowRank) or not named:
+        return [trained]
+    pieces = []
+    for targets, its in ((tuple(p for p in trained.targets if p not in named), trained.learning_rate), (named, rate)):
+        ranks = {path: value for path, value in trained.ranks.items() if path in targets}
+        alphas = {path: value for path, value in trained.alphas.items() if path in targets}
+        pieces.append(dataclasses.replace(trained, targets=targets, learning_rate=its, ranks=ranks, alphas=alphas))
+    return [piece for piece in pieces if piece.targets]
 
 
 def part_names(trained: Trained) -> tuple[str, ...]:

@@ -34,6 +34,11 @@ def matches(path: str, pattern: str) -> bool:
     return path == pattern or path.endswith(f".{pattern}")
 
 
+def names(component: str, path: str, pattern: str) -> bool:
+    """Whether a pattern names a module, with or without its component in front."""
+    return matches(path, pattern) or matches(f"{component}.{path}", pattern)
+
+
 def resolve_targets(base: Base, component: str, patterns: Sequence[str]) -> tuple[str, ...]:
     """The module paths of `component` that the patterns name, in the model's order. Raises UsageError for a pattern
     that names nothing, with the nearest names."""

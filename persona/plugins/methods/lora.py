@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from persona.core.host.errors import UsageError, did_you_mean
 from persona.core.options import option
 from persona.core.training.base import Base
-from persona.core.training.lora_values import INITIALISATIONS
+from persona.core.training.lora_values import FROM_WEIGHT, INITIALISATIONS
 from persona.core.training.plan import LowRank, Picture, Stream, TrainingPlan
 from persona.core.training.settings import TrainSettings, assignments, picture_size, plan_from
 from persona.core.training.targets import (
@@ -21,7 +21,7 @@ from persona.core.training.targets import (
     TEXT_ATTENTION,
     check_rank,
     linear_modules,
-    matches,
+    names,
     resolve_targets,
 )
 
@@ -57,8 +57,16 @@ class LowRankOptions:
     rank_stabilised: bool = option(False, help="Scale alpha / sqrt(rank) (rsLoRA).", flag="--rslora")
     decomposed: bool = option(False, help="Train magnitude and direction apart (DoRA).", flag="--dora")
     initialisation: str = option(
-        "kaiming", help="What the down projection starts from.", flag="--init", choices=INITIALISATIONS
+        "kaiming",
+        help="What the deltas start from: drawn values (kaiming, gaussian, orthogonal), or the base's own weights "
+        "(pissa, olora), which makes the file's rank twice --rank.",
+        flag="--init",
+        choices=INITIALISATIONS,
     )
+    up_rate_ratio: float = option(
+        1.0, help="LoRA+: the learning rate of the up projections is so many times that of the down projections "
+        "(16 is usual).", flag="--loraplus-lr-ratio", minimum=0.0,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,11 @@ def low_rank_parts(options: LowRankOptions, learning_rate: float, base: Base) ->
                 f"alpha {value:g} would switch the adapter off: its scale is alpha / rank.",
                 hint=f"Give a positive number, for example {flag} {options.rank}",
             )
+    if options.decomposed and options.initialisation in FROM_WEIGHT:
+        raise UsageError(
+            f"--init {options.initialisation} does not go together with --dora, whose norms are those of the base.",
+            hint="Leave one of the two out",
+        )
     rate = learning_rate if options.text_encoder_learning_rate is None else options.text_encoder_learning_rate
     wanted = [(base.denoiser, tuple(options.targets), learning_rate)] if options.train_denoiser else []
     if options.train_text_encoder:
@@ -122,6 +135,7 @@ def _part(options: LowRankOptions, base: Base, component: str, patterns: tuple[s
         rank_stabilised=options.rank_stabilised,
         decomposed=options.decomposed,
         initialisation=options.initialisation,  # type: ignore[arg-type]
+        up_rate_ratio=options.up_rate_ratio,
     )
 
 
@@ -154,11 +168,6 @@ def _check_patterns(options: LowRankOptions, parts: Sequence[LowRank]) -> None:
                     f"{flag} {pattern} names no module that is trained. {did_you_mean(pattern, endings)}",
                     hint="Add the module to --target first",
                 )
-
-
-def names(component: str, path: str, pattern: str) -> bool:
-    """Whether a pattern names a module, with or without its component in front."""
-    return matches(path, pattern) or matches(f"{component}.{path}", pattern)
 
 
 def check_captions(pictures: Sequence[Picture], prompt: str | None) -> None:

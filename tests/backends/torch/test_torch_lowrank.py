@@ -70,6 +70,39 @@ def test_output_and_gradients_are_those_of_peft(kind: str, dora: bool, dropout: 
         torch.testing.assert_close(ours.magnitude.grad, their_magnitude.grad.flatten())
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("kind", ["pissa", "olora"])
+def test_a_layer_that_starts_from_its_weight_is_pefts(kind: str, dropout: float) -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(6, 10).requires_grad_(False)
+    plain = nn.Linear(6, 10).requires_grad_(False)
+    plain.load_state_dict(module.state_dict())
+    config = LoraConfig(
+        r=RANK, lora_alpha=ALPHA, target_modules=["target"], init_lora_weights=kind, lora_dropout=dropout
+    )  # type: ignore[arg-type]
+    theirs: Any = inject_adapter_in_model(config, nn.ModuleDict({"target": module}))["target"]
+    down, up = theirs.lora_A["default"].weight, theirs.lora_B["default"].weight
+    first = down.detach().clone(), up.detach().clone()
+    ours = LowRankLinear(plain, *(value.clone() for value in first), ALPHA / RANK, dropout, first)
+    x = torch.randn(2, 5, 6)
+    torch.testing.assert_close(ours.eval()(x), plain(x))  # it starts as the layer itself
+    with torch.no_grad():  # as if trained
+        for value in (down, up):
+            value += torch.randn(value.shape)
+        ours.down.copy_(down)
+        ours.up.copy_(up)
+    results = []
+    for layer in (ours, theirs):
+        layer.train()
+        torch.manual_seed(2)
+        given = x.clone().requires_grad_(True)
+        output = layer(given)
+        (output**2).mean().backward()
+        results.append((output, given.grad))
+    torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close((ours.down.grad, ours.up.grad), (down.grad, up.grad))
+
+
 def test_a_decomposed_layer_starts_as_the_layer_itself() -> None:
     torch.manual_seed(0)
     module = nn.Linear(6, 10)

@@ -39,13 +39,23 @@ def everything_low_rank(base: Any, **options: Any) -> tuple[LowRank, ...]:
     return tuple(trains)
 
 
-@pytest.mark.parametrize("decomposed", [False, True])
-@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "DoRA": {"decomposed": True},
+    "PiSSA": {"initialisation": "pissa", "rank_stabilised": True},
+    "OLoRA": {"initialisation": "olora", "dropout": 0.1},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "variant"),
+    [("sd1", "plain"), ("sdxl", "plain"), ("sdxl", "DoRA"), ("sd1", "PiSSA"), ("sd1", "OLoRA")],
+)
 def test_the_product_merged_into_a_fresh_session_paints_the_same(
-    kind: str, decomposed: bool, narrow: Any, opened: Any
+    kind: str, variant: str, narrow: Any, opened: Any
 ) -> None:
     base = narrow(kind)
-    session = trained(base, opened, *everything_low_rank(base, decomposed=decomposed), steps=2)
+    session = trained(base, opened, *everything_low_rank(base, **VARIANTS[variant]), steps=2)
     fresh = opened(base)
     untrained = fresh.encode_text(CAPTIONS)["hidden_states"]
     notes = fresh.load_adapters([(session.product(), 1.0)])
@@ -115,6 +125,28 @@ def test_an_adapter_without_a_home_here_is_refused_and_changes_nothing(narrow: A
     with pytest.raises(ConversionError, match=r"\[32, 32\] here"):
         session.load_adapters([(Adapter("sdxl", wrong), 1.0)])
     assert torch.equal(session._components["unet"].get_submodule(path).weight, before)
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora"])
+def test_a_delta_from_the_weight_is_relative_to_the_base_as_it_was(kind: str, narrow: Any, opened: Any) -> None:
+    """peft#1932 and its PiSSA documents: loaded onto the original base, unconverted factors give another model."""
+    base = narrow("sd1")
+    low = attention_lora(base, rank=2, alpha=3.0, limit=2, initialisation=kind, rank_stabilised=True)
+    begun = opened(base, plan_of(low))
+    untouched = opened(base)._components["unet"].state_dict()
+    for path, layer in begun._groups[0].layers.items():
+        assert torch.equal(layer.base.weight, untouched[f"{path}.weight"])
+    assert all(np.abs(delta).max() < 1e-6 for delta in begun.product().deltas().values()), "nothing was trained yet"
+    session = trained(base, opened, low, steps=2)
+    product = session.product()
+    for (component, path), entry in product.entries.items():
+        value, start = (
+            {name: session.state()[f"{kept}/{component}.{path}.{name}"] for name in ("down", "up")}
+            for kept in ("value", "start")
+        )
+        expected = 3.0 / 2**0.5 * (value["up"] @ value["down"] - start["up"] @ start["down"])
+        assert entry.factors["down"].shape[0] == 4 and np.abs(expected).max() > 1e-3
+        np.testing.assert_allclose(product.deltas()[f"{component}.{path}"], expected, atol=1e-6)
 
 
 def test_alphas_ranks_and_scale_are_kept_in_the_product(narrow: Any, opened: Any) -> None:

@@ -11,12 +11,23 @@ from conftest import attention_lora, batch_of, modules, plan_of
 from persona.core.host.errors import ResumeError
 from persona.core.training.plan import LowRank, NewToken, NewTokens, Weights
 
-KINDS = ("low rank with dropout", "decomposed, with text encoder", "new tokens", "whole weights", "bf16", "fp16")
+KINDS = (
+    "low rank with dropout",
+    "from the weight, LoRA+",
+    "decomposed, with text encoder",
+    "new tokens",
+    "whole weights",
+    "bf16",
+    "fp16",
+)
 
 
 def plans(base: Any) -> dict[str, Any]:
     return {
         "low rank with dropout": plan_of(attention_lora(base, dropout=0.3), ema_decay=0.9),
+        "from the weight, LoRA+": plan_of(
+            attention_lora(base, dropout=0.3, initialisation="pissa", up_rate_ratio=4.0), ema_decay=0.9
+        ),
         "decomposed, with text encoder": plan_of(
             attention_lora(base, decomposed=True),
             LowRank("text_encoder", modules(base, "text_encoder", (".q_proj",)), 2, 2.0, 1e-3, dropout=0.2),

@@ -76,6 +76,21 @@ def test_text_encoders_have_targets_and_a_rate_of_their_own(mini: Any) -> None:
     assert any("0.0001 -> 0.0006" in note for note in plan.notes), "the effective rate is told"
 
 
+def test_a_pattern_gives_some_targets_a_rate_of_their_own(mini: Any) -> None:
+    rates = TrainSettings(learning_rate=1e-3, part_learning_rate=("attn2.*=1e-5", "unet.mid_block.*=1e-6"))
+    everything = set(parts(mini)[0].targets)
+    pieces = parts(mini, rates, target_rank=("attn2.to_q=2",))
+    assert [piece.learning_rate for piece in pieces] == [1e-3, 1e-6, 1e-5, 1e-6]
+    assert sorted(path for piece in pieces for path in piece.targets) == sorted(everything)
+    for piece in pieces:
+        for path in piece.targets:
+            expected = 1e-6 if path.startswith("mid_block") else 1e-5 if ".attn2." in path else 1e-3
+            assert piece.learning_rate == expected
+            assert piece.ranks.get(path, piece.rank) == (2 if path.endswith("attn2.to_q") else 8)
+    with pytest.raises(UsageError, match="trains no such part"):
+        parts(mini, TrainSettings(part_learning_rate=("attn3=1e-5",)))
+
+
 def test_variants_reach_the_plan(mini: Any) -> None:
     (part,) = parts(mini, decomposed=True, rank_stabilised=True, initialisation="orthogonal", dropout=0.1)
     assert (part.decomposed, part.rank_stabilised, part.initialisation, part.dropout) == (True, True, "orthogonal", 0.1)
@@ -97,6 +112,7 @@ def test_excluded_modules_stay_as_they_are(mini: Any) -> None:
         ({"target_rank": ("to_q",)}, "NAME=NUMBER"),
         ({"targets": ("to_x",)}, "names no module of unet"),
         ({"exclude": ("*",)}, "leaves nothing"),
+        ({"decomposed": True, "initialisation": "pissa"}, "does not go together with --dora"),
         ({"train_denoiser": False}, "Nothing would be trained"),
     ],
 )

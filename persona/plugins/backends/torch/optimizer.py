@@ -25,17 +25,24 @@ from persona.plugins.backends.torch.optimizer_state import (
 
 
 class Optimizer:
-    """torch's AdamW, or the class a plan names, with one parameter group per entry of the plan."""
+    """torch's AdamW, or the class a plan names, with one parameter group per entry of the plan; two for an entry whose
+    values have two learning rates (LoRA+). `groups` are an entry's values by what its rate is multiplied by."""
 
     def __init__(
-        self, groups: Sequence[Mapping[str, nn.Parameter]], options: plans.Optimizer, device: Device, precision: str
+        self,
+        groups: Sequence[Mapping[float, Mapping[str, nn.Parameter]]],
+        options: plans.Optimizer,
+        device: Device,
+        precision: str,
     ) -> None:
-        self.names = {name: parameter for group in groups for name, parameter in group.items()}
+        flat = [(entry, factor, values) for entry, group in enumerate(groups) for factor, values in group.items()]
+        self.names = {name: parameter for *_, values in flat for name, parameter in values.items()}
+        self._rates = [(entry, factor) for entry, factor, _ in flat]
         self.loss_scale = LossScale(precision == "fp16")
         self.updates = 0
         self._device = device
         self._is_adamw = options.name == "adamw"
-        parameters = [{"params": list(group.values())} for group in groups]
+        parameters = [{"params": list(values.values())} for *_, values in flat]
         self._inner = _adamw(parameters, options, device) if self._is_adamw else _other(parameters, options)
         self._constants = group_numbers(self._inner)
 
@@ -59,8 +66,8 @@ class Optimizer:
             factor = min(1.0, max_norm / (norm + 1e-6)) if max_norm > 0 else 1.0
             if factor / scale != 1.0:
                 torch._foreach_mul_(gradients, factor / scale)
-            for group, rate in zip(self._inner.param_groups, learning_rates, strict=True):
-                group["lr"] = float(rate)
+            for group, (entry, factor) in zip(self._inner.param_groups, self._rates, strict=True):
+                group["lr"] = float(learning_rates[entry]) * factor
             self._inner.step()
             self.updates += 1
         self.loss_scale.learn(finite)

@@ -135,8 +135,10 @@ class TorchSession:
         return product_of(self.base, self._plan(), self._groups, self._components, self._value)
 
     def state(self) -> dict[str, Array]:
-        """value/<name>, adam_m/<name>, adam_v/<name>, ema/<name>, step, loss_scale, rng/<generator> (uint8)."""
+        """value/<name>, start/<name> (of deltas from the base's weight), adam_m/<name>, adam_v/<name>, ema/<name>, step,
+        loss_scale, rng/<generator> (uint8)."""
         state = {f"value/{name}": _copy(value) for name, value in self._optimizer.names.items()}
+        state |= {f"start/{name}": _copy(value) for name, value in self._starts().items()}
         state |= self._optimizer.state()
         if self._averages is not None:
             state |= {f"ema/{name}": _copy(value) for name, value in self._averages.averages.items()}
@@ -149,11 +151,14 @@ class TorchSession:
         wanted = {f"value/{name}": shape for name, shape in values.items()}
         if self._averages is not None:
             wanted |= {f"ema/{name}": shape for name, shape in values.items()}
+        wanted |= {f"start/{name}": tuple(value.shape) for name, value in self._starts().items()}
         wanted["rng/torch"] = tuple(self.device.random_state()["torch"].shape)  # dropout would begin anew without
         check_state(state, wanted, values)
         with torch.no_grad():
             for name, value in self._optimizer.names.items():
                 value.copy_(torch.from_numpy(np.array(state[f"value/{name}"])))
+            for name, value in self._starts().items():  # not made again: a decomposition's last bits are the machine's
+                value.copy_(torch.from_numpy(np.array(state[f"start/{name}"])))
             for name, average in self._averages.averages.items() if self._averages is not None else ():
                 average.copy_(torch.from_numpy(np.array(state[f"ema/{name}"])))
         self._optimizer.load_state(state)
@@ -228,7 +233,7 @@ class TorchSession:
         for model in self._components.values():
             model.eval()  # the new layers too, which come to life in training mode
         self._optimizer = Optimizer(
-            [group.values for group in self._groups], plan.optimizer, self.device, self.precision
+            [group.rate_factors() for group in self._groups], plan.optimizer, self.device, self.precision
         )
         if plan.ema_decay is not None:
             self._averages = Averages(self._optimizer.names)
@@ -317,6 +322,9 @@ class TorchSession:
     def _value(self, name: str) -> Array:
         value = self._averages.averages[name] if self._averages is not None else self._optimizer.names[name]
         return _copy(value)
+
+    def _starts(self) -> dict[str, Tensor]:
+        return {name: value for group in self._groups for name, value in group.starts.items()}
 
     def _plan(self) -> TrainingPlan:
         if self.plan is None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from persona.core.host.errors import UsageError, did_you_mean
-from persona.core.training.lora_values import initial_down
+from persona.core.training.lora_values import FROM_WEIGHT, initial_factors, rate_factor, scale_of
 from persona.core.training.plan import LowRank, NewTokens, Trained, TrainingPlan, Weights
 from persona.plugins.backends.shared.names import TOKEN_EMBEDDING
 from persona.plugins.backends.shared.words import Words
@@ -27,6 +28,16 @@ class Group:
     values: dict[str, nn.Parameter] = field(default_factory=dict)
     layers: dict[str, LowRankLayer] = field(default_factory=dict)
     longest: dict[str, float] = field(default_factory=dict)  # of new rows: the norm none of them may exceed
+    starts: dict[str, Tensor] = field(default_factory=dict)  # of deltas from the base's weight: their first factors
+
+    def rate_factors(self) -> dict[float, dict[str, nn.Parameter]]:
+        """The values by what their learning rate is multiplied by."""
+        found: dict[float, dict[str, nn.Parameter]] = {}
+        for name, value in self.values.items():
+            is_delta = isinstance(self.trained, LowRank)
+            factor = rate_factor(self.trained, name.rpartition(".")[2]) if is_delta else 1.0
+            found.setdefault(factor, {})[name] = value
+        return found
 
 
 def attach(plan: TrainingPlan, components: Mapping[str, nn.Module], words: Mapping[str, Words]) -> list[Group]:
@@ -79,6 +90,8 @@ def _low_rank(trained: LowRank, model: nn.Module, seed: int) -> Group:
         group.values |= {f"{name}.down": pair.down, f"{name}.up": pair.up}
         if isinstance(layer, Decomposed):
             group.values[f"{name}.magnitude"] = layer.magnitude
+        if pair.start_down is not None:
+            group.starts |= {f"{name}.down": cast(Tensor, pair.start_down), f"{name}.up": cast(Tensor, pair.start_up)}
     return group
 
 
@@ -93,18 +106,13 @@ def _layer(trained: LowRank, model: nn.Module, path: str, seed: int) -> LowRankL
     if not _can_have_delta(module):
         raise UsageError(f"{trained.component}.{path} is a {type(module).__name__}, which cannot have a low-rank delta "
                          "(linear layers and ungrouped convolutions can).")  # fmt: skip
-    rank, alpha = trained.ranks.get(path, trained.rank), trained.alphas.get(path, trained.alpha)
-    scale = alpha / (rank**0.5 if trained.rank_stabilised else rank)
     weight = module.get_parameter("weight")
-    down = initial_down(seed, f"{trained.component}.{path}", (rank, *weight.shape[1:]), trained.initialisation)
-    tensors = torch.from_numpy(down).to(weight.device), _zeros((weight.shape[0], rank), weight)
-    pair: LowRankLinear | LowRankConv
-    if isinstance(module, nn.Conv2d):
-        pair = LowRankConv(module, tensors[0], tensors[1][:, :, None, None].clone(), scale, trained.dropout)
-    else:
-        assert isinstance(module, nn.Linear)
-        pair = LowRankLinear(module, *tensors, scale, trained.dropout)
-    return Decomposed(pair) if trained.decomposed else pair
+    arrays = initial_factors(trained, path, tuple(weight.shape), lambda: weight.detach().float().cpu().numpy(), seed)
+    down, up = (torch.from_numpy(array).to(weight.device) for array in arrays)
+    start = (down.clone(), up.clone()) if trained.initialisation in FROM_WEIGHT else None
+    cls: Any = LowRankConv if isinstance(module, nn.Conv2d) else LowRankLinear
+    pair = cls(module, down, up, scale_of(trained, path), trained.dropout, start)
+    return Decomposed(pair) if trained.decomposed else cast(LowRankLayer, pair)
 
 
 def _can_have_delta(module: nn.Module) -> bool:
@@ -158,7 +166,3 @@ def keep_short(group: Group) -> None:
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, last = path.rpartition(".")
     setattr(model.get_submodule(parent), last, module)
-
-
-def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float32, device=like.device)
