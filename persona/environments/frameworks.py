@@ -50,7 +50,7 @@ FRAMEWORKS: dict[str, Framework] = {
             {"paddlepaddle": "3.3.1", "ppdiffusers": "0.29.0", "paddlenlp": "2.8.1"},
             ("3.11", "3.12", "3.13"),
             download_bytes=0,
-            disk_bytes=0,
+            disk_bytes=1_316_944_040,
         ),
         Framework(
             "mindspore",
@@ -58,7 +58,7 @@ FRAMEWORKS: dict[str, Framework] = {
             {"mindspore": "2.7.0", "mindone": "0.3.0"},
             ("3.11",),
             download_bytes=0,
-            disk_bytes=0,
+            disk_bytes=2_912_997_110,
         ),
     )
 }

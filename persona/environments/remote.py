@@ -166,18 +166,22 @@ class RemoteSession:
 class RemoteBackend:
     """`persona.core.host.contracts.Backend` in the environment that `python` belongs to."""
 
-    def __init__(self, name: str, summary: str, python: Path, version: str = "") -> None:
+    def __init__(self, name: str, summary: str, python: Path, told: Mapping[str, Any] | None = None) -> None:
+        """`told` is what setting the environment up has found out: version, capabilities by device."""
         self.name, self.summary = name, summary
         self.python = python
-        self._version = version
+        self._told = told or {}
         self._ready: Process | None = None
 
     def availability(self) -> Availability:
         """It is there; whether it works is seen when it is opened."""
-        return Availability(True, version=self._version)
+        return Availability(True, version=str(self._told.get("version", "")))
 
     def capabilities(self, device: str) -> Mapping[str, bool]:
-        """What works on that device, as the backend says over there."""
+        """What works on that device, as the backend says over there, or has said when it was set up."""
+        known: Mapping[str, Mapping[str, bool]] = self._told.get("capabilities", {})
+        if device in known:
+            return known[device]
         able: Mapping[str, bool] = self._process().call("capabilities", device)[0]
         return able
 

@@ -129,4 +129,6 @@ def persona_commands() -> list[Descriptor]:
         Descriptor("resize", "Write an adapter at another rank.", at + "resize:resize"),
         Descriptor("data", "Look at pictures the way a trainer will.", at + "data:data"),
         Descriptor("plugins", "List what is plugged in, and what is broken.", at + "plugins:plugins"),
+        Descriptor("backends", "Show what computes here; set frameworks up.", at + "backends:backends"),
+        Descriptor("doctor", "Find what is broken here, and what puts it right.", at + "doctor:doctor"),
     ]

@@ -43,5 +43,4 @@ def usable(host: Host, name: str) -> tuple[Any, str, str]:
         return None, elsewhere.reason, elsewhere.hint
     from persona.environments.remote import RemoteBackend
 
-    version = str(elsewhere.told.get("version", ""))
-    return RemoteBackend(name, backend.summary, elsewhere.python, version), "", ""
+    return RemoteBackend(name, backend.summary, elsewhere.python, elsewhere.told), "", ""

@@ -26,9 +26,15 @@ CAPABILITIES: dict[str, str] = {
     "ema": "moving averages of what is trained",
     "gradient_checkpointing": "less memory, more time",
     "fused_adamw": "AdamW in one kernel",
+    "flash_attention": "attention without its whole matrix",
     "devices": "several devices at once",
 }
 """Every name with what it means; samplers are named "sampler:ddim" and so on besides."""
+
+EVERYWHERE = {
+    name: True for name in ("fp32", "low_rank", "weights", "new_tokens", "text_encoder", "dropout", "ema", "conv_lora")
+}
+"""What all of persona's own backends can do on every device; each adds what depends on the device."""
 
 SWITCHES: dict[str, str] = {
     "lora": "low_rank",
