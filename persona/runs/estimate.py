@@ -12,6 +12,7 @@ from persona.core.training.plan import LowRank, Weights
 from persona.core.training.priors import missing_class_pictures
 from persona.core.training.views import views_of
 from persona.hub.bases import cache_folder
+from persona.runs.abilities import refuse_unable
 from persona.runs.backends import choose_backend
 from persona.runs.calibration import Calibration, calibrate
 from persona.runs.preparing import Prepared
@@ -71,6 +72,7 @@ def tried(ready: Prepared, host: Host) -> dict[str, Any]:
         backend = choose_backend(host, recipe.backend)
     except BackendMissing as error:
         return {"seconds": None, "not_tried": error.message}
+    refuse_unable(backend, plan, ready.base, recipe.device)
     free = backend.free_memory(recipe.device) if hasattr(backend, "free_memory") else 0
     refuse_without_memory(resident_bytes(plan, ready.base), free, plan, recipe.device)
     runtime = Runtime(recipe.device, recipe.settings.precision, recipe.settings.gradient_checkpointing)

@@ -16,6 +16,7 @@ from persona.core.host.errors import OutputExists, UsageError
 from persona.core.host.host import Host
 from persona.core.training.run import clear_disk_errors
 from persona.hub.bases import open_base
+from persona.runs.abilities import refuse_unable_to_sample
 from persona.runs.backends import choose_backend
 from persona.runs.sheet import draw_sheet, save_picture
 
@@ -80,6 +81,7 @@ def make_pictures(wish: Wish, host: Host, note: Callable[[str], None] = lambda t
             raise UsageError(f"{file} is a whole model, not an adapter.", hint=f"Use it as the base: --base {file}")
         adapters.append((adapter, strength))
     backend = choose_backend(host, wish.backend)
+    refuse_unable_to_sample(backend, wish.sampler, wish.precision, wish.device)
     session = backend.open(base, None, Runtime(wish.device, wish.precision))
     try:
         for line in session.load_adapters(adapters) if adapters else ():

@@ -39,6 +39,7 @@ from persona.core.training.run import (
     write_facts,
     write_plan,
 )
+from persona.runs.abilities import refuse_unable
 from persona.runs.about import title_of
 from persona.runs.backends import choose_backend
 from persona.runs.card import model_card
@@ -62,6 +63,7 @@ def start(recipe: Recipe, host: Host, *, emit: Emit, stop: Stop) -> RunFolder:
     ready = prepare(recipe, host)
     refuse_without_room(ready.plan, ready.base, recipe)
     backend = choose_backend(host, recipe.backend)
+    refuse_unable(backend, ready.plan, ready.base, recipe.device)
     run = new_run(Path(recipe.output) if recipe.output else None, Path("runs"), recipe.method)
     with clear_disk_errors(run.path):
         write_atomically(run.recipe, recipe_text(recipe).encode())
