@@ -40,10 +40,17 @@ class CoreTokenizer:
             self.pad = tokens[special["pad_token"]]
         except KeyError as error:
             raise BaseModelError(f"{folder}'s vocabulary has no special token {error}.") from error
+        self._special = {special[key]: tokens[special[key]] for key in special}
+        longest_first = sorted(self._special, key=len, reverse=True)
+        self._cut = re.compile(f"({'|'.join(re.escape(token) for token in longest_first)})")
 
     def ids(self, text: str) -> list[int]:
-        """The ids of `text`."""
-        return self._vocabulary.ids(text)
+        """The ids of `text`. Special tokens in it are themselves, as in transformers: SDXL's second tokenizer pads with
+        "!", so there an exclamation mark is another token than in the first."""
+        found: list[int] = []
+        for part in self._cut.split(text):
+            found += [self._special[part]] if part in self._special else self._vocabulary.ids(part)
+        return found
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:
