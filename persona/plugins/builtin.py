@@ -31,7 +31,10 @@ def persona_backends() -> list[Descriptor]:
     return [
         Descriptor(
             "torch", "PyTorch on cpu, cuda, mps or npu (diffusers)", "persona.plugins.backends.torch:TorchBackend"
-        )
+        ),
+        Descriptor(
+            "paddle", "PaddlePaddle on cpu or gpu (ppdiffusers)", "persona.plugins.backends.paddle:PaddleBackend"
+        ),
     ]
 
 
