@@ -10,6 +10,8 @@ import importlib
 import multiprocessing
 import os
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,7 +41,57 @@ def start(
     return process
 
 
-def _run(arguments: list[str], environment: dict[str, str], log: str, kill_at: tuple[str, int] | None) -> None:
+class Launched:
+    """What `subprocess.Popen` gives of a launcher, with processes forked here: `count` of `persona.runs.process`, with
+    the variables torchrun sets. As torchrun does, it ends the others when one has failed."""
+
+    def __init__(self, count: int, environment: Mapping[str, str], log: Path, kill_at: Any = None) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.processes = []
+        for rank in range(count):
+            own = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": count,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+            words = dict(environment) | {name: str(value) for name, value in own.items()}
+            deadly = kill_at[1:] if kill_at and kill_at[0] == rank else None
+            self.processes.append(context.Process(target=_run, args=(None, words, str(log), deadly)))
+            self.processes[-1].start()
+
+    def poll(self) -> int | None:
+        """None while one is running."""
+        codes = [process.exitcode for process in self.processes]
+        if any(codes):
+            self.terminate()
+        return None if None in codes else max(codes, key=abs)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Until all have ended."""
+        for process in self.processes:
+            process.join(timeout)
+        code = self.poll()
+        if code is None:
+            raise subprocess.TimeoutExpired("forked", timeout or 0)
+        return code
+
+    def terminate(self) -> None:
+        """Ask all to end."""
+        for process in self.processes:
+            process.terminate()
+
+    def kill(self) -> None:
+        """End all."""
+        for process in self.processes:
+            process.kill()
+
+
+def _run(arguments: list[str] | None, environment: dict[str, str], log: str, kill_at: tuple[str, int] | None) -> None:
     gc.freeze()  # what torch brought is never garbage; looking through it takes longer than these runs
     os.environ.update(environment)
     with Path(log).open("ab") as file:
@@ -51,6 +103,10 @@ def _run(arguments: list[str], environment: dict[str, str], log: str, kill_at: t
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     if kill_at is not None:
         _arm(*kill_at)
+    if arguments is None:
+        from persona.runs.process import main as take_part
+
+        sys.exit(take_part())
     from persona.cli import main
 
     main(arguments)

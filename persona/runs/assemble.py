@@ -19,6 +19,7 @@ from persona.runs.recipe import (
     Recipe,
     build_options,
     check_keys,
+    device_count,
     known_keys,
     method_defaults,
     parse_assignments,
@@ -90,7 +91,8 @@ def assemble(host: Host, words: Sequence[str], typed: Mapping[str, Any], *, defa
         data=str(values["data"]),
         options=build_options(options_class, values, places),
         settings=settings,
-        **{key: values[key] for key in HEAD if key in values and key not in ("method", "data") and values[key]},
+        devices=device_count(values.get("devices", 1)),
+        **{key: values[key] for key in HEAD if key not in ("method", "data", "devices") and values.get(key)},
     )
     return Wanted(recipe, run, tuple(notes))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,24 @@ def check_pictures(before: TrainingPlan, now: TrainingPlan) -> None:
                 f"The pictures of stream {old.name} are not those the run was started with.",
                 hint="Put them back, or begin a new run",
             )
+
+
+OWN_STATE = ("optimizer/", "optimizer_number/", "optimizer_group/")
+"""How the names of arrays begin that only the framework which wrote them understands."""
+
+
+def other_backend(before: str, now: str, state: Mapping[str, Any], plan: TrainingPlan) -> str:
+    """The note that a run made with the backend `before` goes on with `now`; "" when that is the same.
+
+    Raises ResumeError when its `state` holds what only `before` understands."""
+    if before in ("", now):
+        return ""
+    if any(name.startswith(OWN_STATE) for name in state):
+        raise ResumeError(
+            f"The checkpoint was made with the backend {before} and the optimizer {plan.optimizer.name}, whose state "
+            f"{now} cannot read.",
+            hint=f"Go on with it: --backend {before}",
+        )
+    dropout = any(getattr(part, "dropout", 0.0) for part in plan.trains)
+    also = ", and dropout draws other numbers" if dropout else ""
+    return f"going on with {now} what was begun with {before}: from here on the two differ by rounding{also}"

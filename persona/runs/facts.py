@@ -33,6 +33,7 @@ def facts_of(ready: Prepared, backend: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "backend": backend,
         "device": ready.recipe.device,
+        "devices": ready.recipe.devices,
         "packages": versions,
         "base": ready.base.id,
         "base_hash": ready.base.hash,

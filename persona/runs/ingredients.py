@@ -18,6 +18,7 @@ from persona.core.training.events import Emit, Stage
 from persona.core.training.loop import Ingredients, all_views, caption_set
 from persona.core.training.plan import NewTokens, TrainingPlan
 from persona.core.training.priors import fill_stream
+from persona.core.training.processes import ALONE, Processes
 from persona.core.training.schedule import NoiseSchedule
 from persona.core.training.views import MomentCache, View, size_of, view_key
 from persona.hub.bases import cache_folder
@@ -25,8 +26,8 @@ from persona.runs.pictures import load_pixels, masks_of
 from persona.runs.preparing import Prepared
 
 
-def with_class_pictures(ready: Prepared, session: Session, emit: Emit) -> TrainingPlan:
-    """The plan with its Generated streams filled, pictures made where they are missing."""
+def with_class_pictures(ready: Prepared, session: Session, emit: Emit, processes: Processes = ALONE) -> TrainingPlan:
+    """The plan with its Generated streams filled, pictures made where they are missing, by all processes together."""
 
     def report(done: int, total: int) -> None:
         emit(Stage("class pictures", done, total))
@@ -40,6 +41,7 @@ def with_class_pictures(ready: Prepared, session: Session, emit: Emit) -> Traini
             session=session,
             cache=cache_folder(),
             report=report,
+            processes=processes,
         )
         for stream in ready.plan.streams
     ]

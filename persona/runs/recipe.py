@@ -15,7 +15,7 @@ from persona.core.host.errors import UsageError, closest
 from persona.core.options import flag_of
 from persona.core.training.settings import TrainSettings
 
-HEAD = ("method", "backend", "base", "data", "output", "device")
+HEAD = ("method", "backend", "base", "data", "output", "device", "devices")
 """Keys of a recipe that are not options of the method or of training."""
 
 
@@ -30,6 +30,7 @@ class Recipe:
     base: str = "mini"
     backend: str | None = None
     device: str = "auto"
+    devices: int = 1
     output: str | None = None
 
 
@@ -158,6 +159,14 @@ def _of_type(flag: str, kind: Any, value: Any) -> Any:
     return value
 
 
+def device_count(value: Any) -> int:
+    """`devices` of a recipe or a line. Raises UsageError for anything but a whole number from 1 on."""
+    count: int = _of_type("--devices", int, value)
+    if count < 1:
+        raise UsageError(f"--devices {count} is too small.", hint="Give at least --devices 1")
+    return count
+
+
 def known_keys(options: type) -> list[str]:
     """Every key a recipe of that method may have."""
     fields = (*dataclasses.fields(options), *dataclasses.fields(TrainSettings))
@@ -173,8 +182,7 @@ def recipe_text(recipe: Recipe) -> str:
     """The recipe as YAML that `persona train` reads back to the same run."""
     import yaml
 
-    head = {"method": recipe.method, "backend": recipe.backend, "base": recipe.base, "data": recipe.data}
-    head["device"] = recipe.device
+    head = {key: getattr(recipe, key) for key in ("method", "backend", "base", "data", "device", "devices")}
     body = dataclasses.asdict(recipe.options) | dataclasses.asdict(recipe.settings)
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in (head | body).items()}
     return yaml.safe_dump(plain, allow_unicode=True, sort_keys=False)

@@ -25,6 +25,7 @@ from persona.core.host.host import Host
 from persona.core.training.events import CheckpointSaved, Emit, Event, Note, Sampled, Stage, StepDone
 from persona.core.training.loop import Ingredients, take_step
 from persona.core.training.plan import TrainingPlan
+from persona.core.training.processes import ALONE, Processes, agreed, share_in_words
 from persona.core.training.run import (
     RunFolder,
     checkpoints,
@@ -43,9 +44,10 @@ from persona.runs.abilities import refuse_unable
 from persona.runs.about import title_of
 from persona.runs.backends import choose_backend
 from persona.runs.card import model_card
-from persona.runs.differences import check_pictures, differences_of
+from persona.runs.differences import check_pictures, differences_of, other_backend
 from persona.runs.facts import facts_of, now, words_of
 from persona.runs.ingredients import ingredients, with_class_pictures
+from persona.runs.launching import devices_of, launch
 from persona.runs.preparing import Prepared, prepare
 from persona.runs.products import also_path, write_also, write_product
 from persona.runs.recipe import Recipe, recipe_text
@@ -64,6 +66,7 @@ def start(recipe: Recipe, host: Host, *, emit: Emit, stop: Stop) -> RunFolder:
     refuse_without_room(ready.plan, ready.base, recipe)
     backend = choose_backend(host, recipe.backend)
     refuse_unable(backend, ready.plan, ready.base, recipe.device)
+    devices = devices_of(backend, recipe, ready.plan)
     run = new_run(Path(recipe.output) if recipe.output else None, Path("runs"), recipe.method)
     with clear_disk_errors(run.path):
         write_atomically(run.recipe, recipe_text(recipe).encode())
@@ -73,8 +76,12 @@ def start(recipe: Recipe, host: Host, *, emit: Emit, stop: Stop) -> RunFolder:
         emit(Note(note))
     emit(Note(f"run: {run.path}"))
     try:
-        with sole_writer(run):
-            execute(run, ready, backend, host, done=0, state=None, emit=emit, stop=stop)
+        if len(devices) > 1:
+            emit(Note(share_in_words(ready.plan, devices)))
+            launch(run, recipe, backend, host, fresh=True, emit=emit, stop=stop)
+        else:
+            with sole_writer(run):
+                execute(run, ready, backend, host, done=0, state=None, emit=emit, stop=stop)
     except (UsageError, BaseModelError, BackendMissing):
         discard(run)  # nothing was begun: what was asked for cannot be done
         raise
@@ -87,12 +94,29 @@ def resume(run: RunFolder, recipe: Recipe, host: Host, *, allow_change: bool, em
     Raises ResumeError, naming the differences, when data, base or options are not what they were."""
     run.check()
     ready = prepare(recipe, host)
-    with sole_writer(run):
-        _resume(run, ready, host, allow_change=allow_change, emit=emit, stop=stop)
+    backend = choose_backend(host, recipe.backend or run.facts().get("backend"))
+    devices = devices_of(backend, recipe, ready.plan)
+    if len(devices) > 1:
+        emit(Note(share_in_words(ready.plan, devices)))
+        launch(run, recipe, backend, host, fresh=False, allow_change=allow_change, emit=emit, stop=stop)
+    else:
+        with sole_writer(run):
+            resume_in(run, ready, backend, host, allow_change=allow_change, emit=emit, stop=stop)
     return run
 
 
-def _resume(run: RunFolder, ready: Prepared, host: Host, *, allow_change: bool, emit: Emit, stop: Stop) -> None:
+def resume_in(
+    run: RunFolder,
+    ready: Prepared,
+    backend: Any,
+    host: Host,
+    *,
+    allow_change: bool,
+    emit: Emit,
+    stop: Stop,
+    processes: Processes = ALONE,
+) -> None:
+    """`resume` in this process, which holds the run; of several processes, in the first."""
     facts, recipe = run.facts(), ready.recipe
     before = run.plan() if run.plan_file.is_file() else None  # a kill in the first moment leaves a recipe alone
     differences = differences_of(before, ready.plan) if before else []
@@ -121,12 +145,24 @@ def _resume(run: RunFolder, ready: Prepared, host: Host, *, allow_change: bool, 
                 f"steps, not {before.steps}: the steps made so far were at other rates"
             )
         )
-    backend = choose_backend(host, recipe.backend)
+    told = other_backend(facts.get("backend", ""), backend.name, state or {}, ready.plan)
+    if told:
+        emit(Note(told))
     write_atomically(run.recipe, recipe_text(recipe).encode())
     write_facts(run, {**facts, **facts_of(ready, backend.name), "started": facts.get("started", "")})
     emit(Note(f"run: {run.path}, going on at step {done}"))
-    known = None if allow_change else before
-    execute(run, ready, backend, host, done=done, state=state, emit=emit, stop=stop, known=known)
+    execute(
+        run,
+        ready,
+        backend,
+        host,
+        done=done,
+        state=state,
+        emit=emit,
+        stop=stop,
+        known=None if allow_change else before,
+        processes=processes,
+    )
 
 
 def execute(
@@ -140,13 +176,14 @@ def execute(
     emit: Emit,
     stop: Stop,
     known: TrainingPlan | None = None,
+    processes: Processes = ALONE,
 ) -> None:
-    """Open the session, make priors and caches, train, write the product. `known` is the plan the run was started
-    with, whose pictures have to be the same."""
+    """Open the session, make priors and caches, train, write the product; of several processes, in the first. `known`
+    is the plan the run was started with, whose pictures have to be the same."""
     begun = time.monotonic()
     recipe, base = ready.recipe, ready.base
     settings = recipe.settings
-    runtime = Runtime(recipe.device, settings.precision, settings.gradient_checkpointing, log=run.worker_log)
+    runtime = Runtime(recipe.device, settings.precision, settings.gradient_checkpointing, run.worker_log, processes)
     prepare_emit = _unless_stopped(emit, stop, run)
     prepare_emit(Stage("loading the base"))
     session: Session = backend.open(base, ready.plan, runtime)
@@ -155,17 +192,31 @@ def execute(
         write_facts(run, {**run.facts(), "determinism": told, **getattr(session, "surroundings", {})})
         if told.startswith("up to"):
             emit(Note(f"the same seed gives the same run {told}"))
-        plan = with_class_pictures(ready, session, prepare_emit)
+        plan = with_class_pictures(ready, session, prepare_emit, processes)
         if known is not None and done:
             check_pictures(known, plan)
         write_plan(run, plan)
         given = ingredients(run.path / "cache" / "latents.safetensors", plan, base, session, prepare_emit)
+        processes.barrier()  # the latents are written, for the others too
         validation = validation_of(run, ready, session, prepare_emit)
         for text in session.notes:  # prompts cut, an autoencoder upcast, …: before the steps begin
             emit(Note(text))
         if state is not None:
             session.load_state(state)
-        train(run, plan, given, session, host, recipe, ready.prompts, validation, done=done, emit=emit, stop=stop)
+        train(
+            run,
+            plan,
+            given,
+            session,
+            host,
+            recipe,
+            ready.prompts,
+            validation,
+            done=done,
+            emit=emit,
+            stop=stop,
+            processes=processes,
+        )
         references = [Path(picture.path) for picture in plan.streams[0].pictures]
         sheet = run_sheet(run.samples, ready.prompts, [path for path in references if path.is_file()])
         if sheet is not None:
@@ -201,6 +252,7 @@ def train(
     done: int,
     emit: Emit,
     stop: Stop,
+    processes: Processes = ALONE,
 ) -> None:
     """Steps `done`+1 to the last, with figures, samples, checkpoints. A step's samples come before its checkpoint, so
     that a resumed run makes those again that a kill may have cut short."""
@@ -218,7 +270,7 @@ def train(
         for update in range(done, plan.steps):
             step = update + 1
             try:
-                values = take_step(plan, given, session, update)
+                values = take_step(plan, given, session, update, processes)
                 if validation is not None and validation.due(step):
                     values["validation_loss"] = validation.loss(session)
             except TrainingError as error:
@@ -229,7 +281,7 @@ def train(
                     tracker.log(step, values)
             emit(StepDone(step, plan.steps, values))
             _announce(host, emit, "persona_step_done", run=run.path, step=step, values=values)
-            stopped = stop()
+            stopped = agreed(processes, stop())
             if step in sampled_at and not stopped:
                 try:
                     sample(run, step, session, plan, prompts, recipe, host, emit)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from persona.core.training.base import Base
     from persona.core.training.batch import Batch
     from persona.core.training.plan import Picture, TrainingPlan
+    from persona.core.training.processes import Processes
     from persona.core.training.settings import TrainSettings
 
     Array = np.ndarray[Any, np.dtype[Any]]
@@ -43,6 +44,7 @@ class Runtime:
     precision: str = "fp32"
     gradient_checkpointing: bool = False
     log: Path | None = None
+    processes: Processes | None = None  # of a run on several devices: what `Backend.join` gave
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ class Session(Protocol):
         ...
 
     def state(self) -> dict[str, Array]:
-        """Everything that has to be kept to go on exactly: trained values, optimizer state, EMA, RNG state."""
+        """Everything that has to be kept to go on exactly: trained values, optimizer state, EMA. No generator's state:
+        what is drawn follows from the plan (for dropout, `persona.core.training.noise.dropout_seed`)."""
         ...
 
     def load_state(self, state: Mapping[str, Array]) -> None:
@@ -142,6 +145,15 @@ class Backend(Protocol):
     def capabilities(self, device: str) -> Mapping[str, bool]:
         """What works on that device, by the names of `persona.core.host.capabilities`: bf16, dora, sampler:unipc, …"""
         ...
+
+    # A backend that can work on several devices at once also has these three:
+    #
+    # devices(device, count) -> the name of the device of each of `count` processes; BackendMissing when they are not
+    #     there, UsageError for a device that is only one.
+    # launch_line(count, module) -> the words that start the framework's own launcher, which runs the Python module
+    #     `module` in `count` processes on this machine.
+    # join(device) -> Processes: called once in each launched process, before `open`; the others are there then. A
+    #     session gets them in its runtime, takes the device of its rank, and `update` adds up the gradients of all.
 
     def open(self, base: Base, plan: TrainingPlan | None, runtime: Runtime) -> Session:
         """Load the base (missing or unknown weights are a BaseModelError) and attach the plan's trainable weights."""
@@ -263,6 +275,23 @@ class OptimizerChoice:
     keywords: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     learning_rate: float | None = None
+
+
+class Scorer(Protocol):
+    """A judge of pictures. The class is called with `model` (what it judges with; "" is its own choice) and `device`
+    ("auto", "cpu", "cuda:1", …); it may load both when it is first asked."""
+
+    name: str
+    summary: str
+    figures: Mapping[str, str]  # what it measures: the name of each figure, and a line about it
+
+    def score(
+        self, pictures: Sequence[Array], *, references: Sequence[Array] = (), prompts: Sequence[str] = ()
+    ) -> Mapping[str, Array]:
+        """Each figure of each picture, [n] float, higher is better. Pictures and references are [height, width, 3]
+        uint8; `prompts` has one text a picture, "" for none (its figure is then NaN). A figure that needs references or
+        prompts is left out when there are none."""
+        ...
 
 
 class Tracker(Protocol):

@@ -185,6 +185,14 @@ def integers(
     return drawn.astype(np.int64) + np.int64(low)
 
 
+def dropout_seed(seed: int, update: int, rank: int) -> int:
+    """What a framework's own generator is seeded with before `update` begins in process `rank` (63 bits). Dropout draws
+    too many numbers to be made here, and its masks differ between frameworks; but they follow from the plan, so a
+    checkpoint needs no generator's state and any backend can go on from it."""
+    low, high = words(seed, "dropout", update, [rank], 2)[0].tolist()
+    return int(low | (high & 0x7FFFFFFF) << 32)
+
+
 def permutation(seed: int, purpose: str, update: int, slot: int, count: int) -> NDArray[np.int64]:
     """A permutation of 0..count−1, int64: the order of `count` random 64-bit numbers."""
     drawn = words(seed, purpose, update, (slot,), 2 * count)[0]

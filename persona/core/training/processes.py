@@ -3,6 +3,7 @@ samples. Which sample is whose follows from its slot, so the data are those of o
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -105,15 +106,19 @@ def shares(plan: TrainingPlan, count: int) -> tuple[int, int]:
     return each, count // each
 
 
+def share_of(plan: TrainingPlan, count: int) -> TrainingPlan:
+    """The plan as one of `count` processes sees it: its share of batch and accumulation."""
+    each, among = shares(plan, count)
+    return dataclasses.replace(plan, batch=plan.batch // each, accumulation=plan.accumulation // among)
+
+
 def share_in_words(plan: TrainingPlan, devices: tuple[str, ...]) -> str:
     """What several devices make of batch and accumulation, for the user."""
-    each, among = shares(plan, len(devices))
-    batch, accumulation = plan.batch // each, plan.accumulation // among
-    total = plan.batch * plan.accumulation
+    mine, total = share_of(plan, len(devices)), plan.batch * plan.accumulation
     return (
         f"{len(devices)} processes on {', '.join(dict.fromkeys(devices))}: {total} samples a step and stream as on one "
-        f"device, {total // len(devices)} on each (batch {batch} x accumulation {accumulation}); learning rate and "
-        "steps stay what they are"
+        f"device, {total // len(devices)} on each (batch {mine.batch} x accumulation {mine.accumulation}); learning "
+        "rate and steps stay what they are"
     )
 
 

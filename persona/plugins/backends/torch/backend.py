@@ -13,6 +13,7 @@ from persona.core.host.errors import BackendMissing
 if TYPE_CHECKING:
     from persona.core.training.base import Base
     from persona.core.training.plan import TrainingPlan
+    from persona.plugins.backends.torch.processes import TorchProcesses
     from persona.plugins.backends.torch.session import TorchSession
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
@@ -45,6 +46,30 @@ class TorchBackend:
         from persona.plugins.backends.torch.device import find_device, free_memory
 
         return free_memory(find_device(device))
+
+    def devices(self, device: str, count: int) -> tuple[str, ...]:
+        """The devices of `count` processes. Raises BackendMissing when they are not there, UsageError for a name that
+        means one device."""
+        self._require()
+        from persona.plugins.backends.torch.launch import devices_for
+
+        return devices_for(device, count)
+
+    def launch_line(self, count: int, module: str) -> list[str]:
+        """torchrun with `count` processes on this machine, each running the Python module `module`."""
+        from persona.plugins.backends.torch.launch import launch_line
+
+        return launch_line(count, module)
+
+    def join(self, device: str) -> TorchProcesses:
+        """Meet the other processes that torchrun started."""
+        from persona.plugins.backends.torch.libraries import quiet_imports
+
+        with quiet_imports():
+            from persona.plugins.backends.torch.device import find_device
+            from persona.plugins.backends.torch.processes import TorchProcesses
+
+        return TorchProcesses(find_device(device).kind)
 
     def open(self, base: Base, plan: TrainingPlan | None, runtime: Runtime) -> TorchSession:
         """Load `base` onto the runtime's device and attach what `plan` trains. Missing or unknown weights are a

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import importlib.util
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 
 from persona.core.host.errors import BackendMissing, UsageError, did_you_mean
 from persona.plugins.backends.shared.memory import free_main_memory, largest_process
+from persona.plugins.backends.torch import npu
 
 KINDS = ("cpu", "cuda", "mps", "npu")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -70,20 +69,16 @@ class Device:
             return nullcontext()
         return torch.autocast(self.kind, dtype=PRECISIONS[precision])
 
-    def random_state(self) -> dict[str, torch.Tensor]:
-        """State of the generators that dropout draws from: "torch" (cpu), and the device's own by its kind."""
-        states = {"torch": torch.get_rng_state()}
-        module = _module(self.kind)
-        if self.kind != "cpu" and hasattr(module, "get_rng_state"):
-            states[self.kind] = module.get_rng_state()
-        return states
+    def prepare(self) -> None:
+        """What has to be set before the first tensor is there."""
+        if self.kind == "npu":
+            npu.keep_plain_layout()
 
-    def set_random_state(self, states: Mapping[str, torch.Tensor]) -> None:
-        """Inverse of `random_state`; a device's own state is left alone when the run was on another kind."""
-        if "torch" in states:
-            torch.set_rng_state(states["torch"])
-        if self.kind in states:
-            _module(self.kind).set_rng_state(states[self.kind])
+    def make_current(self) -> None:
+        """Make it the device that this process means when it says no number."""
+        module = _module(self.kind)
+        if self.kind != "cpu" and hasattr(module, "set_device"):
+            module.set_device(self.name)
 
     def empty_cache(self) -> None:
         """Give memory of dead tensors back."""
@@ -126,16 +121,23 @@ def find_device(name: str) -> Device:
 
 def capabilities(device: Device) -> dict[str, bool]:
     """What a session can do on `device`."""
-    supported = getattr(_module(device.kind), "is_bf16_supported", None)
-    brain = device.kind == "cpu" or (bool(supported()) if supported else False)
+    if device.kind == "cpu":
+        brain = True
+    elif device.kind == "npu":
+        brain = npu.has_bf16()
+    else:
+        supported = getattr(_module(device.kind), "is_bf16_supported", None)
+        brain = bool(supported()) if supported else False
     return {
         "fp32": True,
         "bf16": brain,
         "fp16": True,
+        "devices": device.kind != "mps",
         "gradient_checkpointing": True,
         "dora": True,
         "conv_lora": True,
-        "fused_adamw": device.fused_adamw,
+        "fused_adamw": device.fused_adamw or (device.kind == "npu" and npu.fused_adamw()[0] is not None),
+        "flash_attention": device.kind == "npu" and npu.has_flash_attention(),
     }
 
 
@@ -153,11 +155,8 @@ def _module(kind: str) -> Any:
 
 def _npu_is_there() -> bool:
     """Whether torch knows an NPU, through torch_npu when that is installed."""
-    if not hasattr(torch, "npu") and importlib.util.find_spec("torch_npu") is not None:
-        try:
-            importlib.import_module("torch_npu")
-        except Exception:  # a torch_npu without its CANN libraries fails in many ways, all of which mean: no NPU
-            return False
+    if not hasattr(torch, "npu"):
+        npu.library()
     return hasattr(torch, "npu") and bool(torch.npu.is_available())
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from persona.core.host.errors import TrainingError, UsageError
 from persona.core.training import plan as plans
 from persona.plugins.backends.shared.loss_scale import LossScale
+from persona.plugins.backends.torch import npu
+from persona.plugins.backends.torch.clipping import Clipping, NpuFusedClipping
 from persona.plugins.backends.torch.device import Device
 from persona.plugins.backends.torch.optimizer_state import (
     adamw_state,
@@ -43,7 +45,12 @@ class Optimizer:
         self._device = device
         self._is_adamw = options.name == "adamw"
         parameters = [{"params": list(values.values())} for *_, values in flat]
-        self._inner = _adamw(parameters, options, device) if self._is_adamw else _other(parameters, options)
+        self.note = ""  # what took the place of torch's own, for the user
+        if self._is_adamw and device.kind == "npu":
+            self._inner, self._clipping, self.note = _npu_adamw(parameters, options, device)
+        else:
+            self._inner = _adamw(parameters, options, device) if self._is_adamw else _other(parameters, options)
+            self._clipping = Clipping(self._inner)
         self._constants = group_numbers(self._inner)
 
     def backward(self, loss: Tensor) -> None:
@@ -54,18 +61,15 @@ class Optimizer:
     def update(self, learning_rates: Sequence[float], max_norm: float) -> tuple[float, bool]:
         """One step; the gradient norm before clipping, and whether the step was skipped for an overflow.
 
-        Clipping as torch.nn.utils.clip_grad_norm_: by max_norm / (norm + 1e-6), none for max_norm 0. Gradients that
-        are not finite change nothing; that counts as skipped while a loss scale can still be lowered."""
+        `max_norm` 0 clips nothing. Gradients that are not finite change nothing; that counts as skipped while a loss
+        scale can still be lowered."""
         gradients = [parameter.grad for parameter in self.names.values() if parameter.grad is not None]
         if not gradients:
             raise TrainingError("There are no gradients: update was called before accumulate.")
         scale = self.loss_scale.value
-        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))) / scale
+        norm = self._clipping.norm(gradients, scale, max_norm)
         finite = math.isfinite(norm)
         if finite:
-            factor = min(1.0, max_norm / (norm + 1e-6)) if max_norm > 0 else 1.0
-            if factor / scale != 1.0:
-                torch._foreach_mul_(gradients, factor / scale)
             for group, (entry, factor) in zip(self._inner.param_groups, self._rates, strict=True):
                 group["lr"] = float(learning_rates[entry]) * factor
             self._inner.step()
@@ -76,7 +80,7 @@ class Optimizer:
 
     def clear(self) -> None:
         """Forget the gradients."""
-        self._inner.zero_grad(set_to_none=True)
+        self._clipping.clear()
 
     def state(self) -> dict[str, np.ndarray]:
         """What the optimizer remembers (see `optimizer_state`), step, loss_scale."""
@@ -98,6 +102,7 @@ class Optimizer:
             load_adamw_state(self._inner, self.names, state, float(self.updates), on_device)
         else:
             load_any_state(self._inner, self.names, state)
+        self._clipping.loaded()
 
 
 def _adamw(parameters: list[dict[str, Any]], options: plans.Optimizer, device: Device) -> torch.optim.Optimizer:
@@ -109,6 +114,24 @@ def _adamw(parameters: list[dict[str, Any]], options: plans.Optimizer, device: D
         weight_decay=options.weight_decay,
         fused=device.fused_adamw or None,
     )
+
+
+def _npu_adamw(
+    parameters: list[dict[str, Any]], options: plans.Optimizer, device: Device
+) -> tuple[torch.optim.Optimizer, Clipping, str]:
+    """torch_npu's fused AdamW with its clipping; torch's own where it is not there; and the note that says so."""
+    fused, why_not = npu.fused_adamw()
+    if fused is None:
+        plain = _adamw(parameters, options, device)
+        return plain, Clipping(plain), f"npu: AdamW and clipping are torch's own, the slower way: {why_not}"
+    made = fused(
+        parameters,
+        lr=0.0,
+        betas=(options.beta1, options.beta2),
+        eps=options.epsilon,
+        weight_decay=options.weight_decay,
+    )
+    return made, NpuFusedClipping(made), "npu: AdamW and clipping are torch_npu's NpuFusedAdamW"
 
 
 def _other(parameters: list[dict[str, Any]], options: plans.Optimizer) -> torch.optim.Optimizer:

@@ -69,7 +69,8 @@ class TorchProcesses:
             flat = torch.cat([gradient.flatten() for gradient in group])
             with _peers():
                 dist.all_reduce(flat)
-            for gradient, part in zip(group, flat.split([gradient.numel() for gradient in group]), strict=True):
+            parts = torch.split(flat, [gradient.numel() for gradient in group])
+            for gradient, part in zip(group, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
 

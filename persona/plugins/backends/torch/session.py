@@ -16,18 +16,22 @@ from persona.core.host.contracts import Runtime, SampleRequest
 from persona.core.host.errors import UsageError
 from persona.core.training.base import Base
 from persona.core.training.batch import Batch
+from persona.core.training.noise import dropout_seed
 from persona.core.training.plan import TrainingPlan
 from persona.plugins.backends.shared.memory import memory_errors
 from persona.plugins.backends.shared.merging import merge
 from persona.plugins.backends.shared.states import check_state
 from persona.plugins.backends.shared.words import Words
 from persona.plugins.backends.torch.adapters import OpenedTorchModel
-from persona.plugins.backends.torch.device import PRECISIONS, capabilities, find_device
+from persona.plugins.backends.torch.attention import substitute_attention
+from persona.plugins.backends.torch.device import PRECISIONS, capabilities
 from persona.plugins.backends.torch.ema import Averages
+from persona.plugins.backends.torch.launch import device_of
 from persona.plugins.backends.torch.loading import load_component
 from persona.plugins.backends.torch.optimizer import Optimizer
 from persona.plugins.backends.torch.parking import Parking
 from persona.plugins.backends.torch.pictures import Autoencoder
+from persona.plugins.backends.torch.processes import TorchProcesses
 from persona.plugins.backends.torch.product import product_of
 from persona.plugins.backends.torch.sampling import sample_latents
 from persona.plugins.backends.torch.text import TextEncoders
@@ -43,7 +47,9 @@ class TorchSession:
     def __init__(self, base: Base, plan: TrainingPlan | None, runtime: Runtime) -> None:
         self.base, self.plan = base, plan
         self.notes: list[str] = []
-        self.device = find_device(runtime.device)
+        self._processes = runtime.processes if isinstance(runtime.processes, TorchProcesses) else None
+        self.device = device_of(runtime.device, self._processes)
+        self.device.prepare()
         self.precision = plan.precision if plan else runtime.precision
         if not capabilities(self.device).get(self.precision, False):
             raise UsageError(f"{self.device.name} cannot compute in {self.precision}.", hint="--precision fp32")
@@ -54,10 +60,11 @@ class TorchSession:
             self._read_words()
             self._read_autoencoder()
             self._attach(plan)
+            self._note(substitute_attention(self._components[base.denoiser], self.device, self.precision))
         if runtime.gradient_checkpointing or (plan is not None and plan.gradient_checkpointing):
             self._checkpoint_gradients()
         self._trained = sorted(plan.trained_components()) if plan else []
-        self._is_training = False
+        self._is_training = self._has_begun = False
 
     # -- what the core asks for ------------------------------------------------------------------------------------
 
@@ -79,6 +86,7 @@ class TorchSession:
         """Forward and backward of one micro-batch; the unweighted loss per sample, [n] float32, which may not be
         finite. Raises TrainingError when memory runs out."""
         self._set_training(True)
+        self._begin_update()
         with memory_errors():
             losses = self._losses(batch)
             self._optimizer.backward((self._tensor(batch.w) * losses).sum())
@@ -98,7 +106,10 @@ class TorchSession:
 
     def update(self, learning_rates: Sequence[float], max_norm: float) -> tuple[float, bool]:
         """One optimizer step; the gradient norm before clipping, and whether it was skipped for an fp16 overflow."""
+        self._has_begun = False
         with memory_errors():
+            if self._processes is not None:
+                self._processes.sum_gradients(list(self._optimizer.names.values()))
             norm, skipped = self._optimizer.update(learning_rates, max_norm)
         for group in self._groups:
             keep_short(group)
@@ -135,14 +146,14 @@ class TorchSession:
         return product_of(self.base, self._plan(), self._groups, self._components, self._value)
 
     def state(self) -> dict[str, Array]:
-        """value/<name>, start/<name> (of deltas from the base's weight), adam_m/<name>, adam_v/<name>, ema/<name>, step,
-        loss_scale, rng/<generator> (uint8)."""
+        """value/<name>, start/<name> (of deltas from the base's weight), adam_m/<name>, adam_v/<name>, ema/<name>, step
+        and loss_scale: names and values that every backend knows, but for another optimizer's than AdamW."""
         state = {f"value/{name}": _copy(value) for name, value in self._optimizer.names.items()}
         state |= {f"start/{name}": _copy(value) for name, value in self._starts().items()}
         state |= self._optimizer.state()
         if self._averages is not None:
             state |= {f"ema/{name}": _copy(value) for name, value in self._averages.averages.items()}
-        return state | {f"rng/{kind}": _copy(value) for kind, value in self.device.random_state().items()}
+        return state
 
     def load_state(self, state: Mapping[str, Array]) -> None:
         """Inverse of `state`. Raises ResumeError naming up to five values that are missing, unknown or of another
@@ -152,7 +163,6 @@ class TorchSession:
         if self._averages is not None:
             wanted |= {f"ema/{name}": shape for name, shape in values.items()}
         wanted |= {f"start/{name}": tuple(value.shape) for name, value in self._starts().items()}
-        wanted["rng/torch"] = tuple(self.device.random_state()["torch"].shape)  # dropout would begin anew without
         check_state(state, wanted, values)
         with torch.no_grad():
             for name, value in self._optimizer.names.items():
@@ -162,8 +172,7 @@ class TorchSession:
             for name, average in self._averages.averages.items() if self._averages is not None else ():
                 average.copy_(torch.from_numpy(np.array(state[f"ema/{name}"])))
         self._optimizer.load_state(state)
-        generators = {name.removeprefix("rng/"): state[name] for name in state if name.startswith("rng/")}
-        self.device.set_random_state({kind: torch.tensor(np.array(value)) for kind, value in generators.items()})
+        self._has_begun = False
 
     def determinism(self) -> str:
         """How alike two runs of one seed are here, in words."""
@@ -228,7 +237,6 @@ class TorchSession:
         self._averages: Averages | None = None
         if plan is None:
             return
-        torch.manual_seed(plan.seed % 2**63)  # dropout draws from torch's own generator, whose state is saved
         self._groups = attach(plan, self._components, self._words)
         for model in self._components.values():
             model.eval()  # the new layers too, which come to life in training mode
@@ -237,6 +245,7 @@ class TorchSession:
         )
         if plan.ema_decay is not None:
             self._averages = Averages(self._optimizer.names)
+        self._note(self._optimizer.note)
 
     def _checkpoint_gradients(self) -> None:
         denoiser: Any = self._components[self.base.denoiser]
@@ -260,6 +269,13 @@ class TorchSession:
         errors = (prediction.float() - target) ** 2
         losses: Tensor = (errors if mask is None else errors * mask).mean(dim=(1, 2, 3))
         return losses
+
+    def _begin_update(self) -> None:
+        """Before the first micro-batch of an update: what dropout will draw follows from the plan and the update."""
+        if not self._has_begun:
+            rank = self._processes.rank if self._processes is not None else 0
+            torch.manual_seed(dropout_seed(self._plan().seed, self._optimizer.updates, rank))
+            self._has_begun = True
 
     def _averaged(self) -> Any:
         """Context in which the averages, if there are some, stand in for the values."""
@@ -332,7 +348,7 @@ class TorchSession:
         return self.plan
 
     def _note(self, text: str) -> None:
-        if text not in self.notes:
+        if text and text not in self.notes:
             self.notes.append(text)
 
 

@@ -1,0 +1,262 @@
+"""A run on several devices, seen from the command that was typed: the backend's own launcher starts one process a
+device, each runs `persona.runs.process`, and what they tell comes back here.
+
+    persona train --devices 2
+      └─ torchrun (or what the backend has)
+           ├─ process 0: the run as on one device; it alone writes the folder, and tells how it goes
+           └─ process 1: the same steps with its part of the samples
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from persona.core.host.errors import TrainingError, UsageError
+from persona.core.host.host import Host
+from persona.core.training.events import Emit
+from persona.core.training.plan import TrainingPlan
+from persona.core.training.processes import shares
+from persona.core.training.run import RunFolder, checkpoints
+from persona.runs.link import VARIABLE, Lines, error_from, event_from
+from persona.runs.recipe import Recipe, recipe_text
+
+MODULE = "persona.runs.process"
+OTHERS = ("WORLD_SIZE", "PADDLE_TRAINERS_NUM", "MS_WORKER_NUM")
+"""What launchers tell their processes: how many they are."""
+GRACE = 5.0
+"""Seconds that the first process has to say what went wrong, after another one did, and all have to end then."""
+
+
+def refuse_other_launchers() -> None:
+    """Raises UsageError when somebody else's launcher started this command several times: each would make a run."""
+    if VARIABLE in os.environ:
+        return
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise UsageError(
+            "DeepSpeed and FSDP are not supported: persona keeps a whole copy of the base on every device.",
+            hint="Start persona train by itself, with --devices N, and --gradient-checkpointing or --precision bf16",
+        )
+    for name in OTHERS:
+        count = os.environ.get(name, "1")
+        if count.isdigit() and int(count) > 1:
+            raise UsageError(
+                f"persona train was started by a launcher, {count} times ({name}).",
+                hint=f"Start it once: persona train --devices {count} …",
+            )
+
+
+def devices_of(backend: Any, recipe: Recipe, plan: TrainingPlan) -> tuple[str, ...]:
+    """The device of every process; one name for a run on one device.
+
+    Raises UsageError when the samples of a step cannot be shared equally or the backend knows one device only, and
+    BackendMissing when so many devices are not there."""
+    refuse_other_launchers()
+    if recipe.devices == 1:
+        return (recipe.device,)
+    shares(plan, recipe.devices)
+    if not hasattr(backend, "devices"):
+        raise UsageError(f"The backend {backend.name} runs on one device.", hint="Leave --devices out")
+    found: tuple[str, ...] = backend.devices(recipe.device, recipe.devices)
+    return found
+
+
+def launch(
+    run: RunFolder,
+    recipe: Recipe,
+    backend: Any,
+    host: Host,
+    *,
+    fresh: bool,
+    allow_change: bool = False,
+    emit: Emit,
+    stop: Callable[[], bool],
+) -> None:
+    """Execute a `fresh` run, or resume one, in `recipe.devices` processes, to its end.
+
+    Raises what a process raised, and TrainingError for one that ended without a word."""
+    job = {
+        "run": str(run.path.absolute()),
+        "recipe": recipe_text(recipe),
+        "backend": backend.name,
+        "without": [name for name, record in host.records.items() if record.state == "disabled"],
+        "fresh": fresh,
+        "allow_change": allow_change,
+    }
+    with tempfile.TemporaryDirectory(prefix="persona-") as folder, socket.create_server(("127.0.0.1", 0)) as server:
+        log = Path(folder) / "launcher.log"
+        token = secrets.token_hex(16)
+        environment = surroundings(recipe.devices) | {VARIABLE: f"{server.getsockname()[1]}:{token}"}
+        line = backend.launch_line(recipe.devices, MODULE)
+        with log.open("wb") as file:
+            launcher = subprocess.Popen(
+                line, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
+            )  # a session of its own: Ctrl-C is for this command, which lets the step finish
+        watched = _Watch(server, token, launcher, job, emit)
+        try:
+            watched.until_the_end(stop)
+        finally:
+            watched.end()
+        watched.raise_what_went_wrong(run, recipe.devices, log)
+
+
+def surroundings(count: int) -> dict[str, str]:
+    """The environment variables of launched processes: this persona, and a fair share of the processor's cores."""
+    found = dict(os.environ)
+    source = str(Path(__file__).resolve().parents[2])
+    found["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [found.get("PYTHONPATH")])])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
+    return found
+
+
+@dataclass
+class _Process:
+    """What is known of a launched process."""
+
+    lines: Lines
+    pid: int = 0
+    rank: int = -1
+    finished: bool = False
+    error: dict[str, Any] | None = None
+    gone: bool = False
+
+
+@dataclass
+class _Watch:
+    """Listens to the launched processes until all have ended."""
+
+    server: socket.socket
+    token: str
+    launcher: subprocess.Popen[bytes]
+    job: Mapping[str, Any]
+    emit: Emit
+    processes: list[_Process] = field(default_factory=list)
+    left: list[_Process] = field(default_factory=list)  # those that have ended, in that order
+
+    def __post_init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self.server, selectors.EVENT_READ)
+        self._told = False
+
+    def until_the_end(self, stop: Callable[[], bool]) -> None:
+        """Pass on what they tell, until the launcher and all of them have ended, or something went wrong and the first
+        had its time to say what."""
+        trouble = 0.0
+        while self.launcher.poll() is None or self._anybody_there():
+            for key, _ in self._selector.select(timeout=0.1):
+                self._welcome() if key.data is None else self._hear(key.data)
+            if stop() and not self._told:
+                self._told = True
+                self._tell_all(stop=True)
+            if self._went_wrong() and not trouble:
+                trouble = time.monotonic()
+            if trouble and (self._first_has_spoken() or time.monotonic() > trouble + GRACE):
+                return
+
+    def end(self) -> None:
+        """See to it that nothing is left running: the launcher is asked to stop, then made to."""
+        self._tell_all(end=True)
+        if all(process.finished for process in self.processes) and self.processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.launcher.wait(GRACE)
+        if self.launcher.poll() is None:
+            self.launcher.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.launcher.wait(GRACE)
+        for process in self.processes:
+            if not process.gone:  # a launcher that was itself killed leaves its processes behind
+                with contextlib.suppress(OSError):
+                    os.kill(process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+        self.launcher.kill()
+        self.launcher.wait()
+        for process in self.processes:
+            process.lines.connection.close()
+        self._selector.close()
+
+    def raise_what_went_wrong(self, run: RunFolder, count: int, log: Path) -> None:
+        """The error of the process that is its cause, if there is one."""
+        ordered = sorted(self.processes, key=lambda process: process.rank)
+        told = [process.error for process in ordered if process.error]
+        causes = [error for error in told if error["error"] != "PeerLost"]
+        if causes:
+            raise error_from(causes[0])
+        if len(ordered) == count and all(process.finished for process in ordered):
+            return
+        words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        if len(ordered) < count:
+            more = f": {words[-1].strip()}" if words else "."
+            raise TrainingError(f"{count} processes were to be started, and {len(ordered)} were{more}")
+        lost = next((process.rank for process in self.left if not process.finished and not process.error), None)
+        saved = checkpoints(run)
+        kept = f"the last checkpoint is whole: {saved[-1]}" if saved else "there is no checkpoint yet"
+        raise TrainingError(
+            f"Process {lost} of 0 to {count - 1} ended without a word (killed, or out of memory). "
+            f"All have stopped; {kept}."
+            if lost is not None and lost >= 0
+            else f"The processes of the run ended without a word. {kept[0].upper()}{kept[1:]}.",
+            hint=f"Go on with: persona train --resume {run.path}",
+        )
+
+    def _welcome(self) -> None:
+        connection, _ = self.server.accept()
+        connection.settimeout(GRACE)  # for the first line; nobody but our own has a reason to keep us waiting
+        process = _Process(Lines(connection))
+        said = process.lines.take()
+        if not said or said[0].get("token") != self.token:
+            connection.close()
+            return
+        connection.settimeout(None)
+        process.pid = int(said[0]["pid"])
+        self.processes.append(process)
+        self._selector.register(connection, selectors.EVENT_READ, process)
+        process.lines.send(**self.job)
+        if self._told:
+            process.lines.send(stop=True)
+
+    def _hear(self, process: _Process) -> None:
+        messages = process.lines.take()
+        if messages is None:
+            process.gone = True
+            self.left.append(process)
+            self._selector.unregister(process.lines.connection)
+            return
+        for message in messages:
+            if "event" in message:
+                self.emit(event_from(message))
+            elif "error" in message:
+                process.error = message
+                if message.get("traceback"):
+                    print(message["traceback"], file=sys.stderr)
+            elif "rank" in message:
+                process.rank = int(message["rank"])
+            elif "finished" in message:
+                process.finished = True
+
+    def _tell_all(self, **message: Any) -> None:
+        for process in self.processes:
+            with contextlib.suppress(OSError):
+                process.lines.send(**message)
+
+    def _anybody_there(self) -> bool:
+        return any(not process.gone for process in self.processes)
+
+    def _went_wrong(self) -> bool:
+        left = self.launcher.poll() is not None and not all(process.finished for process in self.processes)
+        return left or any(process.error or (process.gone and not process.finished) for process in self.processes)
+
+    def _first_has_spoken(self) -> bool:
+        first = next((process for process in self.processes if process.rank == 0), None)
+        return first is None or first.gone or first.error is not None
