@@ -35,6 +35,11 @@ def persona_backends() -> list[Descriptor]:
         Descriptor(
             "paddle", "PaddlePaddle on cpu or gpu (ppdiffusers)", "persona.plugins.backends.paddle:PaddleBackend"
         ),
+        Descriptor(
+            "mindspore",
+            "MindSpore on cpu or Ascend (mindone)",
+            "persona.plugins.backends.mindspore:MindSporeBackend",
+        ),
     ]
 
 

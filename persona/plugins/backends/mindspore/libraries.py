@@ -1,0 +1,30 @@
+"""Importing mindspore, mindone and transformers without their chatter."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+
+_TALKERS = ("mindone", "transformers")
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Hide what the libraries say when they are imported, and their advice and warnings from then on.
+
+    MindSpore reads GLOG_v once, when it is loaded: 3 is errors alone (it warns of its own deprecated functions with
+    every weight). transformers announces that there is no torch, and mindone logs about weights that `loading` checks
+    itself, strictly. Whoever has set these variables gets what they say."""
+    os.environ.setdefault("GLOG_v", "3")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait make a busy machine crawl
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    for name in _TALKERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # mindone prints which attention it has found
+        warnings.simplefilter("ignore")
+        yield
