@@ -68,7 +68,9 @@ class NpuTensor(torch.Tensor):
 
 
 class NpuModule(backend_registration._DummyBackendModule):
-    """torch.npu."""
+    """torch.npu; of the first generation when `has_bf16` is False."""
+
+    has_bf16 = True
 
     def synchronize(self) -> None:
         """Nothing is queued."""
@@ -78,8 +80,29 @@ class NpuModule(backend_registration._DummyBackendModule):
         return [torch.float16, torch.bfloat16]
 
     def is_bf16_supported(self) -> bool:
-        """Yes."""
-        return True
+        """From the 910B on."""
+        return self.has_bf16
+
+
+LOWER = ("linear", "matmul", "bmm", "addmm", "conv2d", "scaled_dot_product_attention")
+FULL = ("layer_norm", "group_norm", "softmax.int")
+"""What autocast computes in the lower precision and in fp32; every backend registers its own list, torch_npu as well
+(torch_npu/csrc/aten/common/AutoCastOps.cpp). These are those that a diffusion model meets."""
+
+
+def _autocast(library: Any, name: str, dtype_of: Any) -> None:
+    overload = name.partition(".")[2] or "default"
+    function = getattr(getattr(torch.ops.aten, name.partition(".")[0]), overload)
+
+    def cast(value: Any) -> Any:
+        return value.to(dtype_of()) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast("npu", enabled=False):
+            args, kwargs = tree_map(cast, (args, kwargs))
+            return function(*args, **kwargs)
+
+    library.impl(name, run, "AutocastPrivateUse1")
 
 
 def install() -> None:
@@ -105,4 +128,11 @@ def install() -> None:
     library.impl("empty.memory_format", empty, "PrivateUse1")
     library.impl("empty_strided", empty_strided, "PrivateUse1")
     library.impl("_copy_from", copy_from, "PrivateUse1")
+    others = torch.library.Library("_", "IMPL")
+    others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # what is in neither list
+    _libraries.append(others)
+    for name in LOWER:
+        _autocast(library, name, lambda: torch.get_autocast_dtype("npu"))
+    for name in FULL:
+        _autocast(library, name, lambda: torch.float32)
     _libraries.append(library)
