@@ -71,6 +71,7 @@ def test_every_hook_has_an_example_that_plugs_in(hook: str, modules: Path) -> No
         ("add-a-format.md", "arrows", "Arrows", contracts.Dialect),
         ("plugins.md", "shouting", "Shouting", contracts.Dialect),
         ("plugins.md", "telling", "Telling", contracts.Tracker),
+        ("plugins.md", "brightness", "Brightness", contracts.Scorer),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -122,6 +122,12 @@ def persona_trackers() -> list[Descriptor]:
 
 
 @hookimpl
+def persona_scorers() -> list[Descriptor]:
+    """The built-in judges of pictures."""
+    return [Descriptor("clip", "CLIP: the same subject? what the prompt says?", "persona.plugins.scorers.clip:Clip")]
+
+
+@hookimpl
 def persona_commands() -> list[Descriptor]:
     """The built-in verbs, in the order of `persona --help`."""
     at = "persona.commands."
@@ -136,6 +142,7 @@ def persona_commands() -> list[Descriptor]:
         Descriptor("extract", "Make a LoRA of the difference of two models.", at + "extract:extract"),
         Descriptor("resize", "Write an adapter at another rank.", at + "resize:resize"),
         Descriptor("data", "Look at pictures the way a trainer will.", at + "data:data"),
+        Descriptor("score", "Judge pictures: the same subject? what the prompt says?", at + "score:score"),
         Descriptor("plugins", "List what is plugged in, and what is broken.", at + "plugins:plugins"),
         Descriptor("backends", "Show what computes here; set frameworks up.", at + "backends:backends"),
         Descriptor("doctor", "Find what is broken here, and what puts it right.", at + "doctor:doctor"),

@@ -51,6 +51,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "method": ("Options", "plan"),
     "backend": ("availability", "open"),
     "tracker": ("start", "log", "finish"),
+    "scorer": ("figures", "score"),
     "container": ("sniff", "read"),
 }
 """What the thing behind a Descriptor must have, by kind, so that a plugin's mistake is named as one."""
