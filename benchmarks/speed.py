@@ -1,6 +1,7 @@
 """How fast persona is, measured beside something everybody has.
 
     python benchmarks/speed.py startup            a table
+    python benchmarks/speed.py train              every method beside a bare loop with diffusers
     python benchmarks/speed.py startup --json     the same as JSON, with the machine it was measured on
 
 Every measurement is one file beside this one, `speed_<name>.py`, with `add_arguments` and `measure`."""
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # persona, where it is not i
 
 MEASUREMENTS = {
     "convert": "one adapter, and a gigabyte of them, between dialects: beside cp + fsync of the same files",
+    "train": "every method beside a bare loop with diffusers: steps, the first step, memory, what --dry-run foretold",
     "startup": "how long a command takes that does nothing: persona --help and its neighbours",
 }
 
