@@ -41,8 +41,9 @@ class Calibration:
     peak_bytes: int
 
 
-def calibrate(plan: TrainingPlan, base: Base, backend: Any, runtime: Runtime) -> Calibration:
-    """Open the base with the plan and make a few steps. Raises TrainingError when memory does not suffice."""
+def calibrate(plan: TrainingPlan, base: Base, backend: Any, runtime: Runtime, *, paints: bool = True) -> Calibration:
+    """Open the base with the plan and make a few steps; `paints` tells whether the run will sample pictures. Raises
+    TrainingError when memory does not suffice."""
     from persona.runs.ingredients import trains_text  # the run's own rule of what is cached
 
     begun = time.perf_counter()
@@ -56,7 +57,7 @@ def calibrate(plan: TrainingPlan, base: Base, backend: Any, runtime: Runtime) ->
         while len(steps) < STEPS and not (len(steps) > 1 and sum(steps) > LONG):
             steps.append(_seconds(lambda: take_step(trial, given, session, len(steps))))
         request = SampleRequest(("",), (0,), width=plan.width, height=plan.height, steps=SAMPLER_STEPS)
-        sampling = _seconds(lambda: session.sample(request)) / SAMPLER_STEPS
+        sampling = _seconds(lambda: session.sample(request)) / SAMPLER_STEPS if paints else 0.0
         peak = session.peak_memory() if hasattr(session, "peak_memory") else 0
         return Calibration(load, steps[0], statistics.median(steps[1:]), picture, sampling, peak)
     finally:

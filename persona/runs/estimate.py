@@ -10,11 +10,13 @@ from persona.core.host.errors import BackendMissing
 from persona.core.host.host import Host
 from persona.core.training.plan import LowRank, Weights
 from persona.core.training.priors import missing_class_pictures
+from persona.core.training.processes import share_of
 from persona.core.training.views import views_of
 from persona.hub.bases import cache_folder
 from persona.runs.abilities import refuse_unable
 from persona.runs.backends import choose_backend
 from persona.runs.calibration import Calibration, calibrate
+from persona.runs.launching import devices_of
 from persona.runs.preparing import Prepared
 from persona.runs.sizes import (
     all_parameters,
@@ -74,10 +76,14 @@ def tried(ready: Prepared, host: Host) -> dict[str, Any]:
         return {"seconds": None, "not_tried": error.message}
     refuse_unable(backend, plan, ready.base, recipe.device)
     free = backend.free_memory(recipe.device) if hasattr(backend, "free_memory") else 0
+    devices = devices_of(backend, recipe, plan)
     refuse_without_memory(resident_bytes(plan, ready.base), free, plan, recipe.device)
     runtime = Runtime(recipe.device, recipe.settings.precision, recipe.settings.gradient_checkpointing)
-    found = calibrate(plan, ready.base, backend, runtime)
+    paints = bool(ready.prompts) or any(stream.generated for stream in plan.streams)
+    each = share_of(plan, len(devices))  # what each device does
+    found = calibrate(each, ready.base, backend, runtime, paints=paints)
     return {
+        "devices": list(devices),
         "seconds": seconds(ready, found),
         "seconds_per_step": found.step,
         "seconds_to_first_step": found.load + found.first_step + found.picture * _encoded(ready),
@@ -125,6 +131,7 @@ def print_estimate(figures: dict[str, Any]) -> None:
         ("size", f"{figures['size'][0]} x {figures['size'][1]} pixels"),
         ("trained", f"{figures['trained_parameters']:,} of {figures['base_parameters']:,} parameters ({share:.2%})"),
         ("steps", f"{figures['steps']} of {figures['samples_per_step']} samples"),
+        *([("devices", _devices(figures))] if len(figures.get("devices", ())) > 1 else []),
         ("learning rate", ", ".join(f"{rate:g}" for rate in figures["learning_rates"])),
         ("memory", _memory(figures)),
         ("disk", f"{size(figures['disk_bytes'])}, of which the product {size(figures['product_bytes'])}"),
@@ -135,6 +142,12 @@ def print_estimate(figures: dict[str, Any]) -> None:
         print(f"{name:<14} {value}")
     for note in figures["notes"]:
         print(f"note           {note}")
+
+
+def _devices(figures: dict[str, Any]) -> str:
+    count = len(figures["devices"])
+    each = figures["samples_per_step"] // count
+    return f"{count} ({', '.join(dict.fromkeys(figures['devices']))}), {each} samples of a step and this memory on each"
 
 
 def _memory(figures: dict[str, Any]) -> str:

@@ -10,9 +10,10 @@ from pathlib import Path
 from persona.core.host.host import Host
 from persona.core.training.base import Base
 from persona.core.training.captions import alternatives
-from persona.core.training.plan import Picture, TrainingPlan
+from persona.core.training.plan import Picture, Stream, TrainingPlan
+from persona.core.training.priors import class_picture_folder, missing_class_pictures
 from persona.core.training.settings import TrainSettings
-from persona.hub.bases import open_base
+from persona.hub.bases import cache_folder, open_base
 from persona.runs.optimizers import with_optimizer
 from persona.runs.pictures import scan_folder
 from persona.runs.products import check_also
@@ -33,7 +34,9 @@ class Prepared:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """What is sampled: the prompts asked for, else the first caption of every stream."""
+        """What is sampled: the prompts asked for, else the first caption of every stream; nothing with --no-samples."""
+        if not self.recipe.settings.samples:
+            return ()
         return self.recipe.settings.sample_prompts or default_prompts(self.plan)
 
 
@@ -52,12 +55,26 @@ def prepare(recipe: Recipe, host: Host) -> Prepared:
         if stream.generated and stream.generated.folder:
             own[stream.name], more = scan_folder(Path(stream.generated.folder))
             notes += more
+        notes += class_pictures_in_words(stream, len(own.get(stream.name, ())), base, plan)
     wanted = (recipe.settings.width or plan.width, recipe.settings.height or plan.height)
     if wanted != (plan.width, plan.height):
         notes += (
             f"{wanted[0]}x{wanted[1]} is no multiple of {base.latent_factor}: training at {plan.width}x{plan.height}",
         )
     return Prepared(recipe, base, plan, own, (*notes, *plan.notes), held_out)
+
+
+def class_pictures_in_words(stream: Stream, own: int, base: Base, plan: TrainingPlan) -> tuple[str, ...]:
+    """Whose the class pictures are, how many are still to be made, and where those are kept."""
+    if stream.generated is None:
+        return ()
+    made = max(0, stream.generated.count - own)
+    told = f"{stream.name} pictures ({stream.generated.prompt}): {own} of your own"
+    if not made:
+        return (told,)
+    missing = missing_class_pictures(stream, own, base, plan, cache_folder())
+    folder = class_picture_folder(stream.generated, base, plan, cache_folder())
+    return (f"{told}, {made} by the base, of which {missing} have to be made now; kept in {folder}",)
 
 
 def check_wishes(settings: TrainSettings, plan: TrainingPlan, host: Host) -> None:

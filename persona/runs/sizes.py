@@ -68,15 +68,28 @@ def product_bytes(plan: TrainingPlan, base: Base) -> int:
 
 
 def disk_bytes(plan: TrainingPlan, base: Base, recipe: Recipe) -> int:
-    """What a run writes: its checkpoints and the one that is being written, latents, and the product in every dialect
-    (a second time while it replaces an older one)."""
+    """What a run leaves: its checkpoints, latents, and the product in every dialect."""
     latents = sum(
         encoded_views(stream, plan) * 2 * base.latent_channels * (plan.width // base.latent_factor)
         * (plan.height // base.latent_factor) * 4
         for stream in plan.streams
     )  # fmt: skip
-    products = product_bytes(plan, base) * (2 + len(recipe.settings.also))
-    return checkpoint_bytes(plan, base) * (recipe.settings.keep_last + 1) + latents + products
+    products = product_bytes(plan, base) * (1 + len(recipe.settings.also))
+    return checkpoint_bytes(plan, base) * kept_checkpoints(plan, recipe) + latents + products
+
+
+def room_bytes(plan: TrainingPlan, base: Base, recipe: Recipe) -> int:
+    """What a run needs while it goes: what it leaves, the checkpoint that is written before an older one goes, and the
+    product a second time while it is finished."""
+    saved = math.ceil(plan.steps / recipe.settings.save_every) if recipe.settings.save_every else 1
+    more = checkpoint_bytes(plan, base) if saved > kept_checkpoints(plan, recipe) else 0
+    return disk_bytes(plan, base, recipe) + more + product_bytes(plan, base)
+
+
+def kept_checkpoints(plan: TrainingPlan, recipe: Recipe) -> int:
+    """How many checkpoints there are at the end."""
+    saved = math.ceil(plan.steps / recipe.settings.save_every) if recipe.settings.save_every else 1
+    return min(saved, recipe.settings.keep_last)
 
 
 def checkpoint_bytes(plan: TrainingPlan, base: Base) -> int:
@@ -103,10 +116,10 @@ def refuse_without_room(plan: TrainingPlan, base: Base, recipe: Recipe) -> None:
     place = Path(recipe.output).absolute() if recipe.output else Path.cwd()
     while not place.is_dir():
         place = place.parent
-    needed, free = disk_bytes(plan, base, recipe), shutil.disk_usage(place).free
+    needed, free = room_bytes(plan, base, recipe), shutil.disk_usage(place).free
     if needed > free:
-        spare = checkpoint_bytes(plan, base) * (recipe.settings.keep_last - 1)
-        fewer = recipe.settings.keep_last > 1 and needed - spare <= free
+        kept = kept_checkpoints(plan, recipe)
+        fewer = kept > 1 and needed - checkpoint_bytes(plan, base) * (kept - 1) <= free
         raise TrainingError(
             f"The run would write {size(needed)}, and {place} has {size(free)} free.",
             hint="Keep one checkpoint: --keep-last 1" if fewer else "Name a folder on another disk: --output FOLDER",

@@ -302,6 +302,8 @@ def test_a_checkpoint_that_the_next_step_cannot_use_is_not_gone_on_from(persona_
     assert_refused(answer, 1, "Step 2 of 3: The loss is not finite", "There is no checkpoint before it")
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["unusable-step-000001"]
     assert persona_("train", "--resume", run, "--learning-rate", 1e-3, "--allow-change").code == 0
+    left = {path.name for path in (*run.iterdir(), *(run / "checkpoints").iterdir())}
+    assert not any(name.startswith((".", "unusable")) for name in left), "nothing of it is left lying about"
 
 
 def test_samples_that_come_apart_are_the_runs_fault_and_not_the_bases(persona_, toys, tiny_sd1, tmp_path):

@@ -82,7 +82,8 @@ def test_a_run_that_fills_the_disk_is_refused_with_what_would_save_it(
 ) -> None:
     plan = plan_of(Weights("unet", 1e-4))
     count = sum(int(np.prod(parameter.shape)) for parameter in mini.parameters["unet"].values())
-    recipe = Recipe("full", str(ROBOT), None, TrainSettings(keep_last=3), output=str(tmp_path / "new" / "run"))
+    settings = TrainSettings(keep_last=3, save_every=10)
+    recipe = Recipe("full", str(ROBOT), None, settings, output=str(tmp_path / "new" / "run"))
 
     def free(bytes_: int) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(bytes_, 0, bytes_))  # type: ignore[attr-defined]

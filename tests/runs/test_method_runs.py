@@ -64,9 +64,26 @@ def product(run: Path) -> dict[str, bytes]:
     }
 
 
+def load_files(product: Path) -> dict[str, dict[str, tuple[str, bytes]]]:
+    """Every tensor of a file, or of all files in a folder."""
+    files = [product] if product.is_file() else sorted(product.rglob("*.safetensors"))
+    return {
+        file.parent.name if product.is_dir() else "": {
+            name: (str(values.dtype), values.tobytes()) for name, values in load_file(file).items()
+        }
+        for file in files
+    }
+
+
 @pytest.mark.parametrize("which", RUNS)
 def test_a_run_trained_further_is_the_longer_run(
-    which: str, persona_: Any, tiny_sd1: Path, photographs: Path, subjects: Path, tmp_path: Path
+    which: str,
+    persona_: Any,
+    tiny_sd1: Path,
+    photographs: Path,
+    subjects: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """diffusers#5840, #5412, sd-scripts#1959, musubi-tuner#307: resume began at zero, with other noise or data."""
     data = subjects if which.startswith("dreambooth") else photographs
@@ -78,6 +95,14 @@ def test_a_run_trained_further_is_the_longer_run(
     further = persona_("train", "--resume", tmp_path / "further", "--steps", 5)
     assert further.code == 0, further.err
     assert product(tmp_path / "further") == product(tmp_path / "straight") != short
+    monkeypatch.setattr("persona.plugins.backends.torch.backend.TorchBackend.open", None)  # no framework is opened
+    place = tmp_path / ("exported" if which == "full" else "exported.safetensors")
+    exported = persona_("export", tmp_path / "further", "--output", place, "--json")
+    assert exported.code == 0, exported.err
+    again = load_files(Path(json.loads(exported.out)[0]))
+    its = load_files(next(path for path in (tmp_path / "further/adapter.safetensors", tmp_path / "further/model")
+                          if path.exists()))  # fmt: skip
+    assert again == its, "a checkpoint is the product that the run wrote"
     states = [
         load_file(tmp_path / run / "checkpoints/step-000005/state.safetensors") for run in ("straight", "further")
     ]

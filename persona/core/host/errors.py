@@ -85,6 +85,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"Known: {', '.join(sorted(names)[:20])}." if names else ""
 
 
+def one_of(word: str, known: Iterable[str]) -> str:
+    """All the known names, with the nearest in front: for a few that are worth listing whole."""
+    names = list(known)
+    near = closest(word, names)
+    meant = f"Did you mean {', '.join(near)}? " if near else ""
+    return f"{meant}There are: {', '.join(names)}."
+
+
 class Interrupted(PersonaError):
     """The user stopped a run; what was done is saved."""
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from persona.core.host.errors import UsageError, did_you_mean
+from persona.core.host.errors import UsageError, one_of
 from persona.core.training.schedule import NoiseSchedule
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -270,6 +270,5 @@ SAMPLERS: dict[str, type[Sampler]] = {
 def make_sampler(name: str, schedule: Mapping[str, Any], steps: int) -> Sampler:
     """The sampler `name` over the base's noise `schedule`. Raises UsageError for an unknown name."""
     if name not in SAMPLERS:
-        raise UsageError(f'There is no sampler "{name}".', hint=f"{did_you_mean(name, SAMPLERS)} "
-                         f"All of them: {', '.join(SAMPLERS)}.")  # fmt: skip
+        raise UsageError(f'There is no sampler "{name}".', hint=one_of(name, SAMPLERS))
     return SAMPLERS[name](schedule, steps)

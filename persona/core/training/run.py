@@ -182,30 +182,52 @@ def sole_writer(run: RunFolder) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    with clear_disk_errors(run.path):
-        lock = os.open(run.path / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    file = run.path / ".lock"
+    lock = -1
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TrainingError(
-                f"{run.path} is being trained by another process.", hint="Wait for it, or stop it with Ctrl-C there"
-            ) from error
-        except OSError:
-            pass  # a file system without locks
+        while lock < 0 or not _is_still(file, lock):  # whoever held it before took the file away
+            if lock >= 0:
+                os.close(lock)
+                lock = -1
+            with clear_disk_errors(run.path):
+                lock = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise TrainingError(
+                    f"{run.path} is being trained by another process.", hint="Wait for it, or stop it with Ctrl-C there"
+                ) from error
+            except OSError:
+                break  # a file system without locks
         _clear_leftovers(run)
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                file.unlink()
     finally:
-        os.close(lock)
+        if lock >= 0:
+            os.close(lock)
+
+
+def _is_still(file: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(file.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _clear_leftovers(run: RunFolder) -> None:
-    for folder in (run.path, run.checkpoints, run.path / "cache", *run.samples.glob("step-*")):
-        for path in folder.glob(".*") if folder.is_dir() else ():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name != ".lock":
-                path.unlink(missing_ok=True)
+    hidden = [
+        path
+        for folder in (run.path, run.checkpoints, run.path / "cache", *run.samples.glob("step-*"))
+        for path in folder.glob(".*")
+    ]
+    for path in (*hidden, *run.checkpoints.glob("unusable-*")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != ".lock":
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

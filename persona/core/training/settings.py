@@ -76,6 +76,7 @@ class TrainSettings:
     gradient_checkpointing: bool = option(False, help="Less memory, more time.")
     save_every: int = option(100, help="Steps between checkpoints; 0 saves only at the end.", minimum=0)
     keep_last: int = option(2, help="Checkpoints that are kept.", minimum=1)
+    samples: bool = option(True, help="Sample pictures while training; without, nothing is painted at all.")
     sample_every: int = option(0, help="Steps between samples; 0 samples before, half-way and after.", minimum=0)
     sample_prompts: tuple[str, ...] = option(
         (), help="A prompt to sample (repeatable).", flag="--sample-prompt", metavar="TEXT"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from persona.core.host.contracts import SampleRequest
-from persona.core.host.errors import UsageError, did_you_mean
+from persona.core.host.errors import UsageError, one_of
 from persona.core.training.base import Base
 from persona.core.training.noise import normal
 
@@ -62,8 +62,7 @@ Denoise = Callable[[Tensor, Tensor, Conditioning], Tensor]  # noisy latents, tim
 def make_scheduler(name: str, schedule: Mapping[str, Any]) -> Any:
     """The scheduler for sampler `name` over the base's noise `schedule`. Raises UsageError for an unknown name."""
     if name not in SAMPLERS:
-        raise UsageError(f'There is no sampler "{name}".', hint=f"{did_you_mean(name, SAMPLERS)} "
-                         f"All of them: {', '.join(SAMPLERS)}.")  # fmt: skip
+        raise UsageError(f'There is no sampler "{name}".', hint=one_of(name, SAMPLERS))
     sampler = SAMPLERS[name]
     cls = getattr(importlib.import_module(f"diffusers.schedulers.{sampler.module}"), sampler.scheduler)
     accepted = inspect.signature(cls.__init__).parameters
