@@ -1,5 +1,5 @@
 """One process in which persona and the bare loop train the same thing by turns, a few steps each, so that whatever else
-the machine does slows both alike. speed_train.py starts it with what to do as JSON; it prints what it measured as JSON."""
+the machine does slows both alike. speed_train.py starts it with its wish as JSON; it prints its figures as JSON."""
 
 from __future__ import annotations
 
