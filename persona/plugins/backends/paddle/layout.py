@@ -87,6 +87,10 @@ class Parameter:
         values = np.array((self.tensor if tensor is None else tensor).numpy(), np.float32)
         return np.ascontiguousarray(values.T) if self.transposed else values
 
+    def gradient(self) -> Array:
+        """A copy of the gradient so far; zeros where nothing depends on the values."""
+        return np.zeros(self.shape, np.float32) if self.tensor.grad is None else self.read(self.tensor.grad)
+
     def write(self, values: Array) -> None:
         """Take over values."""
         self.tensor.set_value(self.made_of(values))

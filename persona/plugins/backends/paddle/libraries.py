@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 _TALKERS = ("PaddleNLP", "ppdiffusers", "paddle", "paddle.distributed", "jieba", "huggingface_hub")
 
 
@@ -23,6 +25,7 @@ def quiet_imports() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+    np.bool = np.bool_  # type: ignore[misc]  # ppdiffusers makes it Python's bool, which numpy itself cannot live with
     from ppdiffusers.utils import logging as ppdiffusers_logging
 
     ppdiffusers_logging.set_verbosity_error()

@@ -121,7 +121,8 @@ def attention_mask(ids: Array, end: int) -> Array:
     """1 where a prompt still speaks, up to and with its end; 0 over the padding. [n, window] int64."""
     is_end = ids == end
     padding = np.cumsum(is_end, axis=1) > is_end
-    return (~padding).astype(np.int64)
+    mask: Array = (~padding).astype(np.int64)
+    return mask
 
 
 def cut_note(caption: str, window: int) -> str:
