@@ -9,10 +9,10 @@ READY := $(VENV)/ready
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types docs clean
+.PHONY: help setup demo test backends test-backends lint format types docs clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 setup: $(READY) ## make the environment: persona, torch and the tools, at the versions of constraints/torch.txt
 
@@ -34,6 +34,22 @@ demo: $(READY) ## teach the embedded base a toy robot it has never seen, and dra
 test: lint types ## everything that has to be green: format, lint, types, tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS)
 
+backends: export PERSONA_DATA ?= $(CURDIR)/.backends
+backends: $(READY) ## make the environments of Paddle and MindSpore, in .backends (4 GB on disk)
+	$(BIN)/persona backends setup paddle
+	$(BIN)/persona backends setup mindspore
+
+# The frameworks' own tests run inside their environments, with pytest lent to them; the last line runs every method on
+# every framework from here, as a user would.
+test-backends: export PERSONA_DATA ?= $(CURDIR)/.backends
+test-backends: export OMP_NUM_THREADS = 1
+test-backends: backends ## every method on every backend: train, resume, generate, convert
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target "$$PERSONA_DATA/pytest" \
+	  --constraint constraints/torch.txt pytest
+	for name in paddle mindspore; do \
+	  PYTHONPATH="$$PERSONA_DATA/pytest" "$$PERSONA_DATA/environments/$$name/bin/python" -m pytest "tests/backends/$$name" || exit 1; done
+	PERSONA_REQUIRE_BACKENDS=1 $(BIN)/python -m pytest tests/backends/test_all_backends.py
+
 lint: $(READY) ## ruff: format and lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -50,5 +66,5 @@ docs: $(READY) ## write docs/cli.md and docs/formats.md again, after a verb, a f
 	$(BIN)/python -m tools.docs.formats_reference
 
 clean: ## remove the environment, caches and build output (runs and demo results stay)
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .backends build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find persona tests tools benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

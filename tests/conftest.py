@@ -28,9 +28,11 @@ class Answer:
 
 @pytest.fixture(autouse=True)
 def own_surroundings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test sees the user's caches or plugins, nor leaves a host with another test's plugins behind."""
+    """No test sees the user's caches, environments or plugins, nor leaves a host with another test's plugins behind."""
     monkeypatch.setenv("PERSONA_CACHE", str(tmp_path_factory.getbasetemp() / "persona-cache"))
-    for name in ("PERSONA_PLUGINS", "PERSONA_STRICT_PLUGINS", "PERSONA_DEBUG", "PERSONA_TRACE"):
+    monkeypatch.setenv("PERSONA_DATA", str(tmp_path_factory.getbasetemp() / "persona-data"))
+    own = [name for name in os.environ if name.startswith("PERSONA_") and name.endswith("_PYTHON")]
+    for name in ("PERSONA_PLUGINS", "PERSONA_STRICT_PLUGINS", "PERSONA_DEBUG", "PERSONA_TRACE", *own):
         monkeypatch.delenv(name, raising=False)
     persona.api.host.cache_clear()
     yield

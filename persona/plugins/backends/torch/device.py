@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from persona.core.host.capabilities import EVERYWHERE
 from persona.core.host.errors import BackendMissing, UsageError, did_you_mean
+from persona.core.sampling.samplers import SAMPLERS
 from persona.plugins.backends.shared.memory import free_main_memory, largest_process
 from persona.plugins.backends.torch import npu
 
@@ -128,16 +130,15 @@ def capabilities(device: Device) -> dict[str, bool]:
     else:
         supported = getattr(_module(device.kind), "is_bf16_supported", None)
         brain = bool(supported()) if supported else False
-    return {
-        "fp32": True,
+    return EVERYWHERE | {
         "bf16": brain,
         "fp16": True,
         "devices": device.kind != "mps",
         "gradient_checkpointing": True,
         "dora": True,
-        "conv_lora": True,
         "fused_adamw": device.fused_adamw or (device.kind == "npu" and npu.fused_adamw()[0] is not None),
         "flash_attention": device.kind == "npu" and npu.has_flash_attention(),
+        **{f"sampler:{name}": True for name in SAMPLERS},
     }
 
 
