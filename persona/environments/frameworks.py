@@ -64,6 +64,22 @@ FRAMEWORKS: dict[str, Framework] = {
 }
 
 
+def untested(name: str, versions: Mapping[str, str]) -> str:
+    """What to tell the user when a backend's packages are of other versions than persona was tested with, "" when they
+    are those: a patch of the framework itself is taken as the same, of the model libraries nothing is."""
+    if name not in FRAMEWORKS:
+        return ""
+    other = []
+    for number, (package, tested) in enumerate(FRAMEWORKS[name].packages.items()):
+        found = versions.get(package) or versions.get(f"{package}-gpu", "")
+        alike = found.split(".")[:2] == tested.split(".")[:2] if number == 0 else found.partition("+")[0] == tested
+        if found and not alike:
+            other.append(f"{package} {found} (tested: {tested})")
+    if not other:
+        return ""
+    return f"not tested with {' and '.join(other)}; an environment that is: persona backends setup {name}"
+
+
 def framework_called(name: str) -> Framework:
     """Raises UsageError for a name that is none of them."""
     if name not in FRAMEWORKS:

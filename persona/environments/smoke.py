@@ -8,7 +8,7 @@ from typing import Any
 
 from persona.core.host.contracts import Runtime, SampleRequest
 from persona.core.host.errors import BackendMissing, PersonaError, UsageError
-from persona.environments.frameworks import Framework
+from persona.environments.frameworks import Framework, untested
 from persona.environments.remote import RemoteBackend
 
 DEVICES = ("cpu", "cuda", "gpu", "npu", "ascend", "mps")
@@ -54,6 +54,15 @@ def check_versions(framework: Framework, found: dict[str, str]) -> None:
             f"The environment of {framework.name} has {' and '.join(wrong)}.",
             hint=f"Build it again: persona backends remove {framework.name}; persona backends setup {framework.name}",
         )
+
+
+def told_untested(backend: str, session: Any) -> list[str]:
+    """A note for the user when an open session's packages are not of the tested versions."""
+    from persona.environments.worker import versions
+
+    found = getattr(session, "surroundings", {}).get("packages") or versions()
+    note = untested(backend, found)
+    return [note] if note else []
 
 
 def capabilities_of(backend: Any) -> dict[str, dict[str, bool]]:

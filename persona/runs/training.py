@@ -40,6 +40,7 @@ from persona.core.training.run import (
     write_facts,
     write_plan,
 )
+from persona.environments.smoke import told_untested
 from persona.runs.abilities import refuse_unable
 from persona.runs.about import title_of
 from persona.runs.backends import choose_backend
@@ -199,7 +200,8 @@ def execute(
         given = ingredients(run.path / "cache" / "latents.safetensors", plan, base, session, prepare_emit)
         processes.barrier()  # the latents are written, for the others too
         validation = validation_of(run, ready, session, prepare_emit)
-        for text in session.notes:  # prompts cut, an autoencoder upcast, …: before the steps begin
+        # other versions than tested, prompts cut, an autoencoder upcast, …: before the steps begin
+        for text in (*told_untested(backend.name, session), *session.notes):
             emit(Note(text))
         if state is not None:
             session.load_state(state)
