@@ -36,7 +36,7 @@ from persona.runs.recipe import Recipe, recipe_text
 MODULE = "persona.runs.process"
 OTHERS = ("WORLD_SIZE", "PADDLE_TRAINERS_NUM", "MS_WORKER_NUM")
 """What launchers tell their processes: how many they are."""
-GRACE = 5.0
+GRACE = 15.0
 """Seconds that the first process has to say what went wrong, after another one did, and all have to end then."""
 
 
@@ -99,17 +99,21 @@ def launch(
         log = Path(folder) / "launcher.log"
         token = secrets.token_hex(16)
         environment = surroundings(recipe.devices) | {VARIABLE: f"{server.getsockname()[1]}:{token}"}
-        line = backend.launch_line(recipe.devices, MODULE)
-        with log.open("wb") as file:
-            launcher = subprocess.Popen(
-                line, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
-            )  # a session of its own: Ctrl-C is for this command, which lets the step finish
+        launcher = started(backend.launch_line(recipe.devices, MODULE), environment, log)
         watched = _Watch(server, token, launcher, job, emit)
         try:
             watched.until_the_end(stop)
         finally:
             watched.end()
         watched.raise_what_went_wrong(run, recipe.devices, log)
+
+
+def started(line: list[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """The launcher, running. It has a session of its own: Ctrl-C is for this command, which lets the step finish."""
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            line, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
+        )
 
 
 def surroundings(count: int) -> dict[str, str]:
