@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -45,7 +45,7 @@ class Process:
     """The worker's process, and the conversation with it."""
 
     def __init__(self, python: Path, backend: str) -> None:
-        self.backend = backend
+        self.backend, self.key = backend, (python, backend)
         self._words = tempfile.NamedTemporaryFile(prefix="persona-worker-", suffix=".log")  # noqa: SIM115
         self.log = Path(self._words.name)
         self._is_waiting = False
@@ -80,6 +80,11 @@ class Process:
         if isinstance(kind, type) and issubclass(kind, PersonaError):
             raise kind(told["message"], hint=told["hint"])
         raise TrainingError(f"The {self.backend} worker failed: {told['message']}.", hint=self._where_to_look())
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it is gone, or in the middle of something that nobody waits for any more."""
+        return self._is_waiting or self._process.poll() is not None
 
     def move_log(self, place: Path) -> None:
         """From now on the worker writes its words there."""
@@ -126,6 +131,23 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+_kept: dict[tuple[Path, str], Process] | None = None
+
+
+@contextlib.contextmanager
+def kept_workers() -> Iterator[None]:
+    """While this lasts, the worker of a closed session is kept for the next one of its environment: importing a
+    framework takes longer than a short run. Memory is freed at the end."""
+    global _kept
+    _kept = {}
+    try:
+        yield
+    finally:
+        kept, _kept = _kept, None
+        for process in kept.values():
+            process.close()
+
+
 class RemoteSession:
     """`persona.core.host.contracts.Session`, each of whose methods is asked of the worker. `surroundings` tells where
     it works: Python, versions, and which frameworks are loaded there."""
@@ -143,7 +165,15 @@ class RemoteSession:
 
     def close(self) -> None:
         """Free the memory, by ending the worker."""
-        self._process.close()
+        if _kept is None or self._process.is_broken or self._process.key in _kept:
+            self._process.close()
+            return
+        try:
+            self._process.call("close")
+        except PersonaError:
+            self._process.close()
+            raise
+        _kept[self._process.key] = self._process
 
     def _ask(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         result, notes = self._process.call("session", method, list(arguments), keywords)
@@ -210,5 +240,6 @@ class RemoteBackend:
 
     def _process(self) -> Process:
         if self._ready is None:
-            self._ready = Process(self.python, self.name)
+            kept = _kept.pop((self.python, self.name), None) if _kept is not None else None
+            self._ready = kept or Process(self.python, self.name)
         return self._ready

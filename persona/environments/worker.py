@@ -78,6 +78,12 @@ class Worker:
         """A tensor that was lent."""
         return self._lent[number].read()
 
+    def close(self) -> None:
+        """Close the session; another may be opened."""
+        session, self._session, self._lent = self._session, None, []
+        if session is not None:
+            session.close()
+
     def notes(self) -> list[str]:
         """The open session's notes so far."""
         return list(getattr(self._session, "notes", ()))

@@ -9,7 +9,7 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from PIL import Image
 
 from persona.environments.frameworks import FRAMEWORKS
 from persona.environments.places import variable_of
+from persona.environments.remote import kept_workers
 from persona.environments.state import find
 
 SURROUNDINGS = {
@@ -37,8 +38,8 @@ PROMPT = ("--prompt", "a red apple", "--steps", 4, "--seed", 3)
 
 
 @pytest.fixture(scope="module", params=FRAMEWORKS)
-def framework(request: pytest.FixtureRequest) -> str:
-    """The name of a framework whose environment is there."""
+def framework(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of a framework whose environment is there; one worker serves all its tests."""
     name: str = request.param
     state = STATES[name]
     if not state.is_usable:
@@ -46,7 +47,8 @@ def framework(request: pytest.FixtureRequest) -> str:
         if os.environ.get("PERSONA_REQUIRE_BACKENDS"):
             pytest.fail(why)
         pytest.skip(why)
-    return name
+    with kept_workers():
+        yield name
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from persona.core.host.contracts import Runtime, SampleRequest
 from persona.core.host.errors import BackendMissing, ConversionError, ResumeError, TrainingError, UsageError
 from persona.core.training.batch import Batch
 from persona.core.training.plan import Stream, TrainingPlan, Weights
-from persona.environments.remote import RemoteBackend
+from persona.environments.remote import RemoteBackend, kept_workers
 from persona.environments.worker import surroundings
 from persona.hub.bases import open_base
 from tests.environments.conftest import alive
@@ -139,6 +139,28 @@ def test_the_worker_ends_with_its_parent(stub_python: Path) -> None:
             return
         time.sleep(0.1)
     raise AssertionError("the worker is still there")
+
+
+def test_a_worker_can_be_kept_for_the_next_session(stub: RemoteBackend, stub_python: Path, tmp_path: Path) -> None:
+    base = open_base("mini")
+    with kept_workers():
+        first = stub.open(base, PLAN, Runtime(log=tmp_path / "first.log"))
+        process = first.where()[0]
+        first.accumulate(batch(1))
+        first.close()
+        assert alive(process)
+        second = RemoteBackend("stub", "", stub_python).open(base, PLAN, Runtime(log=tmp_path / "second.log"))
+        assert second.where()[0] == process
+        assert float(second.state()["step"]) == 0  # nothing is left of the first
+        assert "chatter" in (tmp_path / "second.log").read_text()
+        with pytest.raises(TrainingError, match="exit code 7"):
+            second.exits()
+        second.close()
+        third = stub.open(base, None, Runtime())  # the dead one is not taken
+        process = third.where()[0]
+        third.close()
+        assert alive(process)
+    assert not alive(process)
 
 
 def test_a_python_that_is_not_there(tmp_path: Path) -> None:
