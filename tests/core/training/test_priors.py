@@ -9,6 +9,8 @@ import pytest
 from persona.core.training import priors
 from persona.core.training.plan import Generated, Picture, Stream, TrainingPlan
 from persona.core.training.priors import class_picture_folder, fill_stream
+from persona.core.training.processes import ALONE
+from tests.threads import Threads
 
 
 class Painter:
@@ -32,11 +34,13 @@ class Base:
 PLAN = TrainingPlan("dreambooth", (), (), 10, width=16, height=8, seed=3)
 
 
-def filled(cache, count, *, own=(), plan=PLAN, painter=None, **options):
+def filled(
+    cache, count, *, own=(), plan=PLAN, painter=None, processes=ALONE, report=lambda done, total: None, **options
+):
     painter = painter or Painter()
     stream = Stream("class", generated=Generated("a toy", count, **options))
-    made = fill_stream(stream, own, base=Base, plan=plan, session=painter, cache=cache, report=lambda done, total: None)
-    return made, painter
+    told = {"base": Base, "plan": plan, "session": painter, "cache": cache, "report": report, "processes": processes}
+    return fill_stream(stream, own, **told), painter
 
 
 def test_pictures_are_made_in_blocks_with_seeds_of_their_own_and_found_the_next_time(tmp_path):
@@ -101,3 +105,16 @@ def test_a_stream_without_generated_pictures_is_left_alone(tmp_path):
         stream, (), base=Base, plan=PLAN, session=None, cache=tmp_path, report=lambda done, total: None
     ) is stream  # fmt: skip
     assert priors.PICTURES_AT_ONCE == 8
+
+
+def test_several_processes_make_the_pictures_of_one_and_each_only_its_share(tmp_path):
+    alone, _ = filled(tmp_path / "one", 35)
+    filled(tmp_path / "two", 8)  # the first block is there already
+    told = []
+    found = Threads(2).each(
+        lambda one: filled(tmp_path / "two", 35, processes=one, report=lambda *at: told.append((one.rank, *at)))
+    )
+    assert [[len(seeds) for seeds in painter.asked] for _, painter in found] == [[8, 8], [8, 3]]
+    assert found[0][0] == found[1][0]
+    assert [picture.sha256 for picture in found[0][0].pictures] == [picture.sha256 for picture in alone.pictures]
+    assert [at for at in told if at[0] == 0] == [(0, 8, 35), (0, 24, 35), (0, 35, 35)]
