@@ -49,16 +49,16 @@ FRAMEWORKS: dict[str, Framework] = {
             "PaddlePaddle with ppdiffusers",
             {"paddlepaddle": "3.3.1", "ppdiffusers": "0.29.0", "paddlenlp": "2.8.1"},
             ("3.11", "3.12", "3.13"),
-            download_bytes=0,
-            disk_bytes=1_316_944_040,
+            download_bytes=383_000_000,
+            disk_bytes=1_398_000_000,
         ),
         Framework(
             "mindspore",
             "MindSpore with mindone",
             {"mindspore": "2.7.0", "mindone": "0.3.0"},
             ("3.11",),
-            download_bytes=0,
-            disk_bytes=2_912_997_110,
+            download_bytes=907_000_000,
+            disk_bytes=2_963_000_000,
         ),
     )
 }
