@@ -238,7 +238,8 @@ def execute(
     write_facts(run, {**run.facts(), "product_steps": plan.steps, "finished": now(), **spent})
     for complaint in host.announce("persona_run_finished", run=run.path, product=product):
         emit(Note(complaint))
-    write_also(product, recipe.settings.also, host, base)
+    for path in write_also(product, recipe.settings.also, host, base):
+        emit(Note(f"also:    {path}"))
 
 
 def train(

@@ -132,6 +132,7 @@ def test_buckets_validation_and_a_checkpoint_as_an_adapter(
         told = file.metadata()
     assert told["modelspec.title"] == "My toy" and told["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
     assert load(tmp_path / "run/adapter-kohya.safetensors").source.dialect == "kohya"
+    assert f"also:    {tmp_path / 'run/adapter-kohya.safetensors'}\n" in answer.err
     card = (tmp_path / "run/README.md").read_text()
     assert card.startswith("---\n") and "# My toy" in card and "adapter-kohya.safetensors" in card
     exported = persona_("export", f"{tmp_path / 'run'}:2", "--output", tmp_path / "early.safetensors", "--json")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator
@@ -199,7 +200,8 @@ def _tell_duplicates(found: _Found) -> None:
     for picture in found.pictures:
         same = first.setdefault(picture.sha256, picture.path)
         if same != picture.path:
-            found.tell(Path(picture.path), f"the same file as {Path(same).name}; it counts twice")
+            other = os.path.relpath(same, Path(picture.path).parent)
+            found.tell(Path(picture.path), f"the same file as {other}; it counts twice")
 
 
 def _tell_unused_folders(root: Path, found: _Found) -> None:

@@ -239,6 +239,14 @@ def test_the_same_file_twice_is_told(folder):
     assert len(found.pictures) == 2 and told(found) == {"b.png": "the same file as a.png; it counts twice"}
 
 
+def test_the_same_file_in_two_folders_is_told_with_its_folder(folder):
+    draw(folder / "1_sks toy" / "a.png", tone=3)
+    (folder / "2_zwx dog").mkdir()
+    (folder / "2_zwx dog" / "a.png").write_bytes((folder / "1_sks toy" / "a.png").read_bytes())
+    said = [problem.message for problem in scan(folder).problems]
+    assert any(message.startswith("the same file as ../1_sks toy/a.png") for message in said)
+
+
 def test_what_was_changed_on_the_way_is_told(folder):
     folder.mkdir()
     Image.fromarray(np.zeros((4, 4, 4), np.uint8)).save(folder / "a.png")

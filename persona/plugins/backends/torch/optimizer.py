@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -150,7 +152,9 @@ def _other(parameters: list[dict[str, Any]], options: plans.Optimizer) -> torch.
         raise UsageError(f"{module}:{attribute} is not an optimizer of torch.")
     try:
         make: Any = cls
-        return cast(torch.optim.Optimizer, make(parameters, lr=1.0, **dict(options.options)))  # the loop sets the rate
+        with contextlib.redirect_stdout(io.StringIO()):  # Prodigy announces itself there
+            made = make(parameters, lr=1.0, **dict(options.options))  # the loop sets the rate
+        return cast(torch.optim.Optimizer, made)
     except (TypeError, ValueError) as error:
         raise UsageError(
             f"The optimizer {options.name} refuses its options: {error}.", hint="Look at --optimizer-option"
