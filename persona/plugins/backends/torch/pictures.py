@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from persona.core.host.errors import NotFinite, TrainingError
-
-PIXELS_AT_ONCE = 4 * 512 * 512  # a batch is encoded and decoded in slices of about this many, to bound the memory
+from persona.plugins.backends.shared.pixels import latent_slices, picture_slices, to_pixels
 
 
 class Autoencoder:
@@ -27,21 +26,19 @@ class Autoencoder:
     @torch.no_grad()
     def encode(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[n, 3, h, w] float32 in −1..1 to mean and log-variance [n, c, h/f, w/f] float32, unscaled."""
-        moments = [self._guarded(self._moments, torch.from_numpy(part)) for part in _slices(pictures)]
+        moments = [self._guarded(self._moments, torch.from_numpy(part)) for part in picture_slices(pictures)]
         both = torch.cat(moments).cpu().numpy()
         mean, logvar = np.split(both, 2, axis=1)
         return mean, np.clip(logvar, -30.0, 20.0)  # DiagonalGaussianDistribution's own limits
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, factor: int) -> np.ndarray:
+    def decode(self, latents: np.ndarray, factor: int) -> np.ndarray:
         """Latents [n, c, h, w] as the denoiser has them to pictures [n, h·f, w·f, 3] uint8."""
         config = self.model.config
         shift = float(getattr(config, "shift_factor", None) or 0.0)
-        latents = latents / config.scaling_factor + shift
-        count = max(1, PIXELS_AT_ONCE // (latents.shape[2] * latents.shape[3] * factor**2))
-        pictures = torch.cat([self._guarded(self._decoded, part) for part in torch.split(latents, count)])
-        pictures = ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        return pictures.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        scaled = latents / np.float32(config.scaling_factor) + np.float32(shift)
+        parts = [self._guarded(self._decoded, torch.from_numpy(part)) for part in latent_slices(scaled, factor)]
+        return to_pixels(torch.cat(parts).cpu().numpy())
 
     def _guarded(self, work: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
         if not torch.isfinite(given).all():
@@ -64,9 +61,3 @@ class Autoencoder:
     def _decoded(self, latents: Tensor) -> Tensor:
         weight = next(self.model.parameters())
         return cast(Tensor, self.model.decode(latents.to(weight.device, weight.dtype), return_dict=False)[0].float())
-
-
-def _slices(pictures: np.ndarray) -> list[np.ndarray]:
-    count = max(1, PIXELS_AT_ONCE // (pictures.shape[2] * pictures.shape[3]))
-    pictures = np.ascontiguousarray(pictures, np.float32)
-    return [pictures[first : first + count] for first in range(0, len(pictures), count)]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from persona.core.adapters.entry import Adapter, Checkpoint
 from persona.core.host.contracts import Runtime, SampleRequest
 from persona.core.host.errors import UsageError
+from persona.core.sampling.loop import sample_latents
 from persona.core.training.base import Base
 from persona.core.training.batch import Batch
 from persona.core.training.noise import dropout_seed
@@ -33,7 +34,6 @@ from persona.plugins.backends.torch.parking import Parking
 from persona.plugins.backends.torch.pictures import Autoencoder
 from persona.plugins.backends.torch.processes import TorchProcesses
 from persona.plugins.backends.torch.product import product_of
-from persona.plugins.backends.torch.sampling import sample_latents
 from persona.plugins.backends.torch.text import TextEncoders
 from persona.plugins.backends.torch.trainables import Group, attach, keep_short
 from persona.plugins.backends.torch.words import TransformersTokenizer
@@ -128,9 +128,7 @@ class TorchSession:
             self._parking.fetch(["vae", *self.base.text_encoders])
             parts = [
                 self._autoencoder.decode(latents, self.base.latent_factor)
-                for latents in sample_latents(
-                    self.base, request, self._prompt_conditioning, self._denoise_in_precision, self.device.name
-                )
+                for latents in sample_latents(self.base, request, self._prompt_conditioning, self._denoise_arrays)
             ]
         return np.concatenate(parts)
 
@@ -293,9 +291,13 @@ class TorchSession:
         )[0]
         return result
 
-    def _denoise_in_precision(self, noisy: Tensor, timesteps: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+    def _denoise_arrays(self, noisy: Array, timestep: float, given: Mapping[str, Array]) -> Array:
+        tensors = {key: self._tensor(value) for key, value in given.items()}
+        timesteps = torch.full((len(noisy),), timestep, dtype=torch.float32, device=self.device.name)
         with self._autocast():
-            return self._denoise(noisy, timesteps, given)
+            prediction = self._denoise(self._tensor(noisy), timesteps, tensors)
+        values: Array = prediction.float().cpu().numpy()
+        return values
 
     def _conditioning(self, batch: Batch) -> dict[str, Tensor]:
         """What the batch conditions on: the cached embeddings, or else its captions through the encoders, with
@@ -311,11 +313,11 @@ class TorchSession:
             given["time_ids"] = self._tensor(batch.time_ids)
         return given
 
-    def _prompt_conditioning(self, prompts: list[str], negative: bool) -> dict[str, Tensor]:
+    def _prompt_conditioning(self, prompts: list[str], negative: bool) -> dict[str, Array]:
         with self._autocast():
-            given = self._text(prompts)
+            given = {key: value.float().cpu().numpy() for key, value in self._text(prompts).items()}
         if negative and self._empty_prompt_is_zero and not any(prompts):
-            return {key: torch.zeros_like(value) for key, value in given.items()}
+            return {key: np.zeros_like(value) for key, value in given.items()}
         return given
 
     def _autocast(self) -> Any:
