@@ -259,3 +259,32 @@ def test_diffusers_loads_every_weight_and_draws() -> None:
     ).images[0]
     red, green, blue = np.asarray(picture)[:3].reshape(-1, 3).mean(0)
     assert blue > 150 > max(red, green)  # the background's upper edge
+
+
+@pytest.mark.skipif(not pictures.FONT_PATH.exists(), reason="needs the font of Debian's fonts-noto-color-emoji")
+def test_training_the_decoder_on_leaves_the_encoder_alone(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    from safetensors.numpy import load_file
+
+    from tools.mini.autoencoder import Training
+    from tools.mini.decoder import refine
+
+    glyphs = pictures.load_glyphs()[:4]
+    folder = refine(MODEL / "vae", tmp_path, Training(seconds=1, batch=2, warm_up_steps=1), glyphs, "cpu")
+    name = "diffusion_pytorch_model.safetensors"
+    before, after = load_file(MODEL / "vae" / name), load_file(folder / name)
+    assert set(before) == set(after)
+    changed = {name.partition(".")[0] for name, value in before.items() if not np.array_equal(value, after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert told["scaling_factor"] == config("vae/config.json")["scaling_factor"]
+
+
+def test_the_border_tells_the_background() -> None:
+    pytest.importorskip("diffusers")
+    from tools.mini.measure import background_of
+
+    picture = np.full((64, 64, 3), (40, 90, 220), np.uint8)
+    picture[4:60, 4:60] = (222, 40, 40)
+    picture[0, :20] = 255  # a corner that something reaches into
+    assert background_of(picture) == "blue"

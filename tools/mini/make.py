@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from . import autoencoder, denoiser
+from . import autoencoder, decoder, denoiser
 from .export import export
 from .latents import make_latents
 from .measure import Measured, measure
@@ -29,6 +29,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder of the unfinished parts; the same one resumes")
     parser.add_argument("--autoencoder", type=Path, help="a trained autoencoder's folder, instead of training one")
     parser.add_argument("--autoencoder-minutes", type=float, default=100, help="training time over all runs")
+    parser.add_argument(
+        "--decoder-minutes", type=float, default=25, help="processor time for its decoder alone, after that"
+    )
     parser.add_argument("--denoiser-minutes", type=float, default=100, help="training time over all runs")
     parser.add_argument("--learning-rate", type=float, default=8e-4, help="of the denoiser, at the cosine's top")
     parser.add_argument("--out", type=Path, default=Path("persona/assets/mini"), help="the model folder to write")
@@ -47,14 +50,18 @@ def arguments() -> argparse.Namespace:
 
 
 def make_autoencoder(options: argparse.Namespace, glyphs: tuple[Glyph, ...]) -> Path:
-    """The given autoencoder's folder, or the one trained here."""
+    """The given autoencoder's folder, or the one trained here, its decoder last and alone."""
     if options.autoencoder:
         return Path(options.autoencoder)
     trained = Path(options.work) / "vae"
     if not (trained / "config.json").exists():  # delete the folder to train on with a larger budget
         training = autoencoder.Training(seconds=60 * options.autoencoder_minutes)
         autoencoder.train(options.work, training, glyphs, options.device)
-    return trained
+    refined = Path(options.work) / "decoder" / "vae"
+    if not (refined / "config.json").exists():
+        training = autoencoder.Training(seconds=60 * options.decoder_minutes, learning_rate=1e-3)
+        decoder.refine(trained, refined.parent, training, glyphs, options.device)
+    return refined
 
 
 def write_model(options: argparse.Namespace, vae: Path, glyphs: tuple[Glyph, ...], tokenizer: Tokenizer) -> None:

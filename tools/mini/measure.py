@@ -1,7 +1,8 @@
 """Measures an exported model: the autoencoder's PSNR, and whether its pictures are what was asked for.
 
-No other network judges: a picture counts as recognised when, of *all* pictograms drawn on the asked-for colour in three
-sizes, the one nearest to it (squared difference at 32x32 pixels, over shifts of up to 4 pixels) is the one asked for.
+The judge says what a picture shows (persona/assets/judge: a small CLIP of its own, tools/judge): a picture counts as
+recognised when, of all names with the asked-for background, the one asked for is nearest. Nothing of mini's training is
+in it. Of the background the border's pixels are asked as well, for which nobody has to be trusted.
 """
 
 from __future__ import annotations
@@ -16,35 +17,26 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
-from torch import Tensor
 
-from .pictures import (
-    COLOURS,
-    FONT_PATH,
-    PICTURE_SIZE,
-    WIDE,
-    Composition,
-    Glyph,
-    compose,
-    draw,
-    load_glyphs,
-    with_article,
-)
+from persona.plugins.scorers.clip import Clip
+from tools.judge.measure import all_captions, backgrounds, caption, ranks
+
+from .pictures import COLOURS, FONT_PATH, WIDE, Glyph, compose, draw, load_glyphs
 from .sheet import sample
-
-SIZES = (50, 51, 52)
-"""Sizes at which the candidates are drawn, in pixels."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """PSNR in dB, the others in percent."""
+    """PSNR in dB, the others in percent. `recognised` is among all names, `recognised_of_asked` among those asked for;
+    `background` is the judge's word, `background_by_border` the pixels'."""
 
     psnr: float
     psnr_worst_tenth: float
     recognised: float
+    recognised_of_asked: float
     recognised_in_five: float
     background: float
+    background_by_border: float
 
 
 @torch.no_grad()
@@ -67,47 +59,6 @@ def autoencoder_psnr(folder: Path, glyphs: Sequence[Glyph], count: int = 512, se
     return float(np.mean(ratios)), float(np.mean(ratios[: max(1, len(ratios) // 10)]))
 
 
-def centred(glyph: Glyph, colour: str, size: int) -> NDArray[np.uint8]:
-    """The glyph in the middle of its picture."""
-    width, height = glyph.image.size
-    ratio = size / max(width, height)
-    left, top = ((PICTURE_SIZE - round(side * ratio)) // 2 for side in (width, height))
-    return draw(glyph, Composition(colour, size, left, top, mirrored=False))
-
-
-def halved(pictures: NDArray[np.uint8]) -> Tensor:
-    """Pictures [n, 64, 64, 3] as [n, 3, 32, 32] in 0 to 1."""
-    return torch.nn.functional.avg_pool2d(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255, 2)
-
-
-def shifted(pictures: Tensor, reach: int = 2) -> Tensor:
-    """Every picture at every shift of up to `reach` pixels, edges repeated: [shifts, n, 3, 32, 32]."""
-    side = pictures.shape[-1]
-    padded = torch.nn.functional.pad(pictures, (reach,) * 4, mode="replicate")
-    offsets = range(2 * reach + 1)
-    return torch.stack([padded[..., top : top + side, left : left + side] for top in offsets for left in offsets])
-
-
-def candidates(glyphs: Sequence[Glyph]) -> tuple[Tensor, Tensor]:
-    """Every glyph in every size, on black and on white [glyphs * sizes, 3, 32, 32]: any colour lies between."""
-    black, white = (
-        halved(np.stack([centred(glyph, colour, size) for glyph in glyphs for size in SIZES]))
-        for colour in ("black", "white")
-    )
-    return black, white
-
-
-def ranks(pictures: NDArray[np.uint8], asked: Sequence[int], colour: str, drawn: tuple[Tensor, Tensor]) -> list[int]:
-    """For each picture the number of pictograms that are nearer to it than the asked-for one; 0 is recognised."""
-    black, white = drawn
-    fill = torch.tensor(COLOURS[colour]).view(3, 1, 1) / 255
-    coloured = (black + (white - black) * fill).flatten(1)  # [glyphs * sizes, 3072]
-    queries = shifted(halved(pictures)).flatten(2)  # [shifts, n, 3072]
-    distances = torch.stack([torch.cdist(query, coloured) for query in queries])
-    nearest = distances.amin(0).view(len(pictures), -1, len(SIZES)).amin(2)  # [n, glyphs]
-    return [int((row < row[number]).sum()) for row, number in zip(nearest, asked, strict=True)]
-
-
 def background_of(picture: NDArray[np.uint8]) -> str:
     """The named colour nearest to the median of the two outermost rows and columns."""
     border = np.concatenate(
@@ -118,33 +69,39 @@ def background_of(picture: NDArray[np.uint8]) -> str:
 
 
 def measure(
-    folder: Path, *, count: int = 300, guidance: float = 4.0, seed: int = 7, device: str = "cpu", font: Path = FONT_PATH
+    folder: Path,
+    *,
+    count: int = 300,
+    guidance: float = 4.0,
+    seed: int = 7,
+    device: str = "cpu",
+    font: Path = FONT_PATH,
+    model: str = "",
 ) -> Measured:
-    """All figures of the model card; the same seed asks for the same names, colours and noise."""
+    """All figures of the model card; the same seed asks for the same names, colours and noise. `model` is the judge's
+    folder, "" the embedded one's."""
     glyphs = load_glyphs(font)
+    names = list(COLOURS)
     random = np.random.default_rng(seed)
     asked = random.choice(len(glyphs), count, replace=False)
-    colours = [str(colour) for colour in random.choice(list(COLOURS), count)]
-    prompts = [
-        f"{with_article(glyphs[number].name)} on {with_article(colour)} background"
-        for number, colour in zip(asked, colours, strict=True)
-    ]
+    colours = np.array([names.index(str(colour)) for colour in random.choice(names, count)])
+    prompts = [caption(glyphs[number].name, names[colour]) for number, colour in zip(asked, colours, strict=True)]
     made = sample(folder, prompts, guidance=guidance, seed=seed, device=device)
-    pictures = np.stack([np.asarray(picture.convert("RGB"), dtype=np.uint8) for picture in made])
-    places: list[int] = []
-    drawn = candidates(glyphs)
-    for colour in COLOURS:
-        chosen = [number for number in range(count) if colours[number] == colour]
-        if chosen:
-            places += ranks(pictures[chosen], [int(asked[number]) for number in chosen], colour, drawn)
-    right = [background_of(picture) == colour for picture, colour in zip(pictures, colours, strict=True)]
+    pictures = [np.asarray(picture.convert("RGB"), dtype=np.uint8) for picture in made]
+    judge = Clip(model, device)
+    seen, read = judge.picture_vectors(pictures), all_captions(judge, glyphs)
+    places = ranks(seen, read, asked, colours)
+    places_of_asked = ranks(seen, read[:, asked], np.arange(count), colours)
+    border = [background_of(picture) == names[colour] for picture, colour in zip(pictures, colours, strict=True)]
     mean, worst = autoencoder_psnr(folder, glyphs)
     return Measured(
         psnr=mean,
         psnr_worst_tenth=worst,
-        recognised=100 * float(np.mean([place == 0 for place in places])),
-        recognised_in_five=100 * float(np.mean([place < 5 for place in places])),
-        background=100 * float(np.mean(right)),
+        recognised=100 * float(np.mean(places == 0)),
+        recognised_of_asked=100 * float(np.mean(places_of_asked == 0)),
+        recognised_in_five=100 * float(np.mean(places < 5)),
+        background=100 * float(np.mean(backgrounds(seen, read, asked) == colours)),
+        background_by_border=100 * float(np.mean(border)),
     )
 
 
@@ -154,11 +111,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="a model folder, e.g. persona/assets/mini")
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--judge", default="", metavar="FOLDER", help="a CLIP that knows mini's names; default: ours")
     parser.add_argument("--font", type=Path, default=FONT_PATH)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     figures = measure(
-        options.folder, count=options.count, guidance=options.guidance, device=options.device, font=options.font
+        options.folder,
+        count=options.count,
+        guidance=options.guidance,
+        device=options.device,
+        font=options.font,
+        model=options.judge,
     )
     print(json.dumps(asdict(figures), indent=2))
 
