@@ -73,6 +73,9 @@ class Process:
         except (EOFError, BrokenPipeError, ConnectionError) as error:
             self._is_waiting = False
             raise self._death() from error
+        except TypeError:  # something that cannot be sent: nothing was
+            self._is_waiting = False
+            raise
         self._is_waiting = False
         if "error" not in told:
             return told["result"], told["notes"]
@@ -113,15 +116,24 @@ class Process:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        said = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.is_file() else []
+        # It may have died before it took the log it was told to write.
+        said = next((lines for place in (self.log, Path(self._words.name)) if (lines := _lines(place))), [])
         why = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
-        memory = "; when memory runs out, the system does that" if code == -signal.SIGKILL else ""
-        words = "".join(f"\n    {line[:300]}" for line in said[-TAIL:] if line.strip())
+        memory = "; when memory runs out, the system does that" if why.endswith("SIGKILL") else ""
+        words = "".join(f"\n    {line[:300]}" for line in said[-TAIL:])
         last = f" Its last words:{words}" if words else ""
         return TrainingError(f"The {self.backend} worker {why}{memory}.{last}", hint=self._where_to_look())
 
     def _where_to_look(self) -> str:
         return f"All it said is in {self.log}." if self.log != Path(self._words.name) else ""
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a log that have something on them; none when it is not there."""
+    try:
+        return [line for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return []
 
 
 def _signal_name(number: int) -> str:

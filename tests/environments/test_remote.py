@@ -114,6 +114,21 @@ def test_a_worker_that_ends_by_itself_is_told_with_its_code(session: Any) -> Non
         session.exits()
 
 
+def test_a_worker_that_dies_before_it_takes_its_log_is_told_too(tmp_path: Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho 'libpaddle.so: cannot open shared object file' >&2\nexit 3\n")
+    broken.chmod(0o755)
+    backend = RemoteBackend("stub", "", broken)
+    with pytest.raises(TrainingError, match=r"(?s)exit code 3\..*libpaddle\.so: cannot open"):
+        backend.open(open_base("mini"), None, Runtime(log=tmp_path / "worker.log"))
+
+
+def test_what_cannot_be_sent_is_not_half_sent(session: Any) -> None:
+    with pytest.raises(TypeError, match="a object cannot be sent"):
+        session.back(object())
+    assert session.back(1) == 1
+
+
 def test_an_interrupt_of_the_terminal_does_not_reach_the_worker(session: Any) -> None:
     os.kill(session.where()[0], signal.SIGINT)
     assert session.back("still here") == "still here"
