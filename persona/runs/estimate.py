@@ -30,7 +30,7 @@ from persona.runs.sizes import (
     size,
     trained_parameters,
 )
-from persona.runs.training import sample_steps
+from persona.runs.steps import sample_steps
 
 
 def estimate(ready: Prepared, host: Host | None = None) -> dict[str, Any]:
