@@ -9,6 +9,7 @@ import mindspore as ms
 
 from persona.core.host.capabilities import EVERYWHERE
 from persona.core.host.errors import BackendMissing, UsageError, did_you_mean
+from persona.core.sampling.samplers import SAMPLERS
 from persona.plugins.backends.shared.memory import free_main_memory, largest_process
 
 KINDS = ("cpu", "npu")
@@ -96,6 +97,7 @@ def capabilities(device: Device) -> dict[str, bool]:
         "fp16": True,
         "gradient_checkpointing": False,
         "dora": True,
+        **{f"sampler:{name}": True for name in SAMPLERS},
     }
 
 

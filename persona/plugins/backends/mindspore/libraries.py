@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 
 _TALKERS = ("mindone", "transformers")
 
@@ -25,6 +26,20 @@ def quiet_imports() -> Iterator[None]:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     for name in _TALKERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # mindone prints which attention it has found
+    # mindone prints which attention it has found
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), _own_processors():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def _own_processors() -> Iterator[None]:
+    """Stay on the processors this process was given: `import mindspore` (2.7.0) takes all of the machine's, whatever
+    taskset or a scheduler has said."""
+    if not hasattr(os, "sched_setaffinity"):  # Linux alone has it
+        yield
+        return
+    given = os.sched_getaffinity(0)
+    yield
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), given)

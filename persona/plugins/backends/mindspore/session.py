@@ -184,14 +184,15 @@ class MindSporeSession:
         if not able.get(self.precision, False):
             raise UsageError(f"MindSpore cannot compute in {self.precision} on {self.device.name}.",
                              hint="--precision fp32")  # fmt: skip
+        if self.precision != "fp32" and any(part.kind == "weights" for part in (plan.trains if plan else ())):
+            raise UsageError("The MindSpore backend trains whole weights in fp32 only.", hint="--precision fp32")
         if runtime.gradient_checkpointing or (plan is not None and plan.gradient_checkpointing):
             raise UsageError("The MindSpore backend has no gradient checkpointing.",
                              hint="Leave --gradient-checkpointing out; lower --batch instead.")  # fmt: skip
 
     def _load(self, name: str) -> nn.Cell:
-        """A component in the run's precision; what is trained, and the autoencoder, in fp32."""
-        is_trained = any(t.kind == "weights" and t.component == name for t in (self.plan.trains if self.plan else ()))
-        precision = "fp32" if is_trained or name == "vae" else self.precision
+        """A component in the run's precision; the autoencoder in fp32."""
+        precision = "fp32" if name == "vae" else self.precision
         return load_component(self.base, name, DTYPES[precision])
 
     def _read_words(self) -> None:
@@ -238,7 +239,7 @@ class MindSporeSession:
         dtype = DTYPES[self.precision]
         added = None
         if "pooled" in given:
-            added = {"text_embeds": given["pooled"].astype(dtype), "time_ids": given["time_ids"].astype(dtype)}
+            added = {"text_embeds": given["pooled"].astype(dtype), "time_ids": given["time_ids"]}
         return self._components[self.base.denoiser](
             Tensor(np.asarray(noisy, np.float32)).astype(dtype),
             Tensor(np.asarray(timesteps, np.float32)),
