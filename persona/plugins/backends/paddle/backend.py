@@ -13,6 +13,7 @@ from persona.core.host.errors import BackendMissing
 if TYPE_CHECKING:
     from persona.core.training.base import Base
     from persona.core.training.plan import TrainingPlan
+    from persona.plugins.backends.paddle.processes import PaddleProcesses
     from persona.plugins.backends.paddle.session import PaddleSession
 
 PACKAGES = ("paddle", "ppdiffusers", "paddlenlp")
@@ -56,6 +57,29 @@ class PaddleBackend:
             from persona.plugins.backends.paddle.session import PaddleSession
 
         return PaddleSession(base, plan, runtime)
+
+    def devices(self, device: str, count: int) -> tuple[str, ...]:
+        """The devices of `count` processes. Raises BackendMissing when they are not there, UsageError for a name that
+        means one device."""
+        self._require()
+        from persona.plugins.backends.paddle.processes import devices_for
+
+        return devices_for(device, count)
+
+    def launch_line(self, count: int, module: str) -> list[str]:
+        """paddle.distributed.launch with `count` processes on this machine, each running the Python module `module`."""
+        from persona.plugins.backends.paddle.processes import launch_line
+
+        return launch_line(count, module)
+
+    def join(self, device: str) -> PaddleProcesses:
+        """Meet the other processes that the launcher started."""
+        from persona.plugins.backends.paddle.libraries import quiet_imports
+
+        with quiet_imports():
+            from persona.plugins.backends.paddle.processes import PaddleProcesses, find_device
+
+        return PaddleProcesses(find_device(device))
 
     def _require(self) -> None:
         found = self.availability()

@@ -95,6 +95,7 @@ def capabilities(device: Device) -> dict[str, bool]:
         "dora": True,
         "fused_adamw": False,
         "flash_attention": False,
+        "devices": True,
         **{f"sampler:{name}": True for name in SAMPLERS},
     }
 

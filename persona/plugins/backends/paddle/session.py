@@ -19,12 +19,13 @@ from persona.core.training.batch import Batch
 from persona.core.training.noise import dropout_seed
 from persona.core.training.plan import TrainingPlan
 from persona.plugins.backends.paddle.adapters import OpenedPaddleModel
-from persona.plugins.backends.paddle.device import capabilities, find_device
+from persona.plugins.backends.paddle.device import capabilities
 from persona.plugins.backends.paddle.ema import Averages
 from persona.plugins.backends.paddle.layout import Array, Parameter, is_clip
 from persona.plugins.backends.paddle.loading import load_component
 from persona.plugins.backends.paddle.optimizer import Optimizer
 from persona.plugins.backends.paddle.pictures import Autoencoder
+from persona.plugins.backends.paddle.processes import PaddleProcesses, device_of
 from persona.plugins.backends.paddle.product import product_of
 from persona.plugins.backends.paddle.text import TextEncoders
 from persona.plugins.backends.paddle.trainables import Group, attach, keep_short
@@ -40,7 +41,8 @@ class PaddleSession:
     def __init__(self, base: Base, plan: TrainingPlan | None, runtime: Runtime) -> None:
         self.base, self.plan = base, plan
         self.notes: list[str] = []
-        self.device = find_device(runtime.device)
+        self._processes = runtime.processes if isinstance(runtime.processes, PaddleProcesses) else None
+        self.device = device_of(runtime.device, self._processes)
         self.precision = plan.precision if plan else runtime.precision
         if not capabilities(self.device).get(self.precision, False):
             raise UsageError(
@@ -96,6 +98,8 @@ class PaddleSession:
         """One optimizer step; the gradient norm before clipping, and whether it was skipped for an fp16 overflow."""
         self._has_begun = False
         with memory_errors():
+            if self._processes is not None:
+                self._processes.sum_gradients(list(self._optimizer.names.values()))
             norm, skipped = self._optimizer.update(learning_rates, max_norm)
         for group in self._groups:
             keep_short(group)
@@ -251,7 +255,8 @@ class PaddleSession:
     def _begin_update(self) -> None:
         """Before the first micro-batch of an update: what dropout will draw follows from the plan and the update."""
         if not self._has_begun:
-            paddle.seed(dropout_seed(self._plan().seed, self._optimizer.updates, 0))
+            rank = self._processes.rank if self._processes is not None else 0
+            paddle.seed(dropout_seed(self._plan().seed, self._optimizer.updates, rank))
             self._has_begun = True
 
     def _set_training(self, training: bool) -> None:
