@@ -165,8 +165,8 @@ class TorchSession:
         with torch.no_grad():
             for name, value in self._optimizer.names.items():
                 value.copy_(torch.from_numpy(np.array(state[f"value/{name}"])))
-            for name, value in self._starts().items():  # not made again: a decomposition's last bits are the machine's
-                value.copy_(torch.from_numpy(np.array(state[f"start/{name}"])))
+            for name, start in self._starts().items():  # not made again: a decomposition's last bits are the machine's
+                start.copy_(torch.from_numpy(np.array(state[f"start/{name}"])))
             for name, average in self._averages.averages.items() if self._averages is not None else ():
                 average.copy_(torch.from_numpy(np.array(state[f"ema/{name}"])))
         self._optimizer.load_state(state)
