@@ -58,6 +58,8 @@ class Clip:
         if len(prompts) not in (0, len(pictures)):
             raise UsageError(f"There are {len(prompts)} prompts for {len(pictures)} pictures; each has one.")
         found: dict[str, Vectors] = {}
+        if not len(references) and not any(prompts):
+            return found
         seen = self.picture_vectors(pictures)
         if len(references):
             found[SUBJECT] = (seen @ self.picture_vectors(references).T).mean(1)
@@ -132,12 +134,14 @@ class Clip:
                 import torch
                 from safetensors import SafetensorError
                 from transformers import CLIPModel
+                from transformers.utils import logging
         except ImportError as error:
             raise BackendMissing(
                 f"The scorer clip needs torch and transformers: {error}.",
                 hint='Install them: pip install "persona[torch]"',
             ) from error
         device = find_device(self.device_name).name
+        logging.disable_progress_bar()
         try:
             model, info = CLIPModel.from_pretrained(
                 self.folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
