@@ -103,6 +103,7 @@ def main() -> int:
         "date": date.today().isoformat(),
         "machine": machine(),
         "base": f"{arguments.base} {open_base(arguments.base).hash[:12]}",
+        "seeds": seeds,
         "recipes": recipes(bench),
         "rows": rows,
         "criteria": [{"what": what, "found": told, "holds": holds} for what, told, holds in criteria(figures)],

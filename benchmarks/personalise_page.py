@@ -18,7 +18,6 @@ from personalise_rows import (
     Bench,
     Subject,
     of_class,
-    of_others,
     of_subject,
 )  # fmt: skip
 from personalise_run import before, file_of, read
@@ -53,12 +52,16 @@ What is not said of a row below is what a user gets who says nothing: registry.y
   {CLASS_SEEDS} pictures on each background) with what the base makes of the same prompt and noise. 0: the class is
   untouched.
 - **Others' drift**: the same for {len(OTHERS)} names that have nothing to do with the subject.
-- **Seconds**: the training in one process: preparing, latents, steps, product; without the making of class pictures
-  ({Bench.class_pictures}, once for each subject) and the import of the framework.
+- **Seconds**: the training in one process on one core: preparing, latents, steps, product; without the making of class
+  pictures ({Bench.class_pictures}, once for each subject) and the import of the framework. All runs of a row do the
+  same work, so that what a busy machine adds is left out by naming the fastest; all of them are in the JSON.
 - **Peak MiB**: the process at its largest during training. **File MiB**: what the run gives.
 
-The judge is a small image-and-text encoder trained on the same pictograms as the base with other augmentations; it has
-not seen the subjects either. It is no person: look at the sheets.
+The judge (`persona score`, [its model card](../persona/assets/judge/README.md)) is a small image-and-text encoder
+trained on the same pictograms as the base with other augmentations; it has not seen the subjects either. It is no
+person: it goes by colours more than an eye does, and rates what has the subject's colours in another shape (textual
+inversion, on this base) higher than one would. Prompt fidelity asks for the class, and these subjects are odd ones of
+their class: the last row says how real pictures of them fare. Look at the sheets.
 """
 
 
@@ -66,7 +69,8 @@ def page(document: Mapping[str, Any], bench: Bench, seed: int, pictures: Path) -
     """The page's text; its sheets are drawn into the folder `pictures`."""
     figures: Sequence[Figures] = document["figures"]
     rows = table(averaged(figures))
-    lines = [HEAD, "## The table", "", *markdown(rows), "", "## What it has to show", ""]
+    lines = [HEAD, "## The table", "", *markdown(rows), "", *unmade(figures, document["seeds"])]
+    lines += ["## What it has to show", ""]
     lines += markdown([["", "found", "holds"], *([what, told, "yes" if holds else "**no**"]
                                                  for what, told, holds in criteria(figures))])  # fmt: skip
     lines += ["", "## DreamBooth with prior preservation, by subject", "", *markdown(subject_table(figures)), ""]
@@ -85,6 +89,14 @@ def page(document: Mapping[str, Any], bench: Bench, seed: int, pictures: Path) -
     told = ", ".join(f"{name} {value}" for name, value in document["machine"].items())
     lines += ["## Where and when", "", f"{document['date']}; {told}. Base: {document['base']}.", ""]
     return "\n".join(lines)
+
+
+def unmade(figures: Sequence[Figures], seeds: Sequence[int]) -> list[str]:
+    """Which rows have fewer runs than were meant, in words."""
+    meant = len(SUBJECTS) * len(seeds)
+    made = {row.name: sum(one["row"] == row.name for one in figures) for row in ROWS}
+    short = [f"{name} {count}" for name, count in made.items() if count < meant]
+    return [f"Of {meant} runs a row, these have fewer: {', '.join(short)}.", ""] if short else []
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -147,7 +159,7 @@ def drift_sheet(subject: Subject, bench: Bench, seed: int, pictures: Path) -> bo
             rows.append((name, np.concatenate([made["class"][:several], made["others"]])))
     if len(rows) == 1:
         return False
-    columns = [subject.class_word] * several + [one.prompt.split(" on ")[0] for one in of_others()]
+    columns = [subject.class_word] * several + [name.split(maxsplit=1)[1] for name in OTHERS]
     _draw(rows, columns, pictures / "drift.png", cell=64)
     return True
 

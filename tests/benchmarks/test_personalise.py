@@ -83,8 +83,8 @@ def test_a_row_is_the_mean_of_its_runs_with_the_least_and_the_most():
     heading, cells = table([row])
     told = dict(zip(heading, cells, strict=True))
     assert told["subject similarity"] == "0.500 (0.250 to 0.750)"
-    assert told["seconds"] == "15.0 (10.0 to 20.0)"
-    assert told["file MiB"] == "3.00"
+    assert told["seconds, the fastest run"] == "10.0"
+    assert told["file MiB"] == "3.000"
     assert told["class drift"] == ""
 
 
