@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from persona.core.host.contracts import Availability, Runtime
 from persona.core.host.errors import BackendMissing
@@ -35,17 +36,14 @@ class PaddleBackend:
 
     def capabilities(self, device: str) -> Mapping[str, bool]:
         """What works on `device`, which may be "auto". Raises BackendMissing or UsageError when it is not there."""
-        self._require()
-        from persona.plugins.backends.paddle.device import capabilities, find_device
-
-        return capabilities(find_device(device))
+        module = self._imported("device")
+        found: Mapping[str, bool] = module.capabilities(module.find_device(device))
+        return found
 
     def free_memory(self, device: str) -> int:
         """Bytes that are free on `device`, which may be "auto"; 0 where it cannot be asked."""
-        self._require()
-        from persona.plugins.backends.paddle.device import find_device, free_memory
-
-        return free_memory(find_device(device))
+        module = self._imported("device")
+        return int(module.free_memory(module.find_device(device)))
 
     def open(self, base: Base, plan: TrainingPlan | None, runtime: Runtime) -> PaddleSession:
         """Load `base` onto the runtime's device and attach what `plan` trains. Missing or unknown weights are a
@@ -61,25 +59,27 @@ class PaddleBackend:
     def devices(self, device: str, count: int) -> tuple[str, ...]:
         """The devices of `count` processes. Raises BackendMissing when they are not there, UsageError for a name that
         means one device."""
-        self._require()
-        from persona.plugins.backends.paddle.processes import devices_for
-
-        return devices_for(device, count)
+        found: tuple[str, ...] = self._imported("processes").devices_for(device, count)
+        return found
 
     def launch_line(self, count: int, module: str) -> list[str]:
         """paddle.distributed.launch with `count` processes on this machine, each running the Python module `module`."""
-        from persona.plugins.backends.paddle.processes import launch_line
-
-        return launch_line(count, module)
+        words: list[str] = self._imported("processes").launch_line(count, module)
+        return words
 
     def join(self, device: str) -> PaddleProcesses:
         """Meet the other processes that the launcher started."""
-        from persona.plugins.backends.paddle.libraries import quiet_imports
+        module = self._imported("processes")
+        found: PaddleProcesses = module.PaddleProcesses(module.find_device(device))
+        return found
 
-        with quiet_imports():
-            from persona.plugins.backends.paddle.processes import PaddleProcesses, find_device
+    def _imported(self, name: str) -> Any:
+        """A module of this package that needs Paddle and nothing else of it."""
+        self._require()
+        from persona.plugins.backends.paddle.libraries import quiet_paddle
 
-        return PaddleProcesses(find_device(device))
+        with quiet_paddle():
+            return importlib.import_module(f"persona.plugins.backends.paddle.{name}")
 
     def _require(self) -> None:
         found = self.availability()
