@@ -49,11 +49,9 @@ class Device:
 def _processors() -> int:
     """How many processors this process may use, or OMP_NUM_THREADS where that is said."""
     told = os.environ.get("OMP_NUM_THREADS", "")
-    return (
-        int(told)
-        if told.isdigit() and int(told)
-        else (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    )
+    if told.isdigit() and int(told):
+        return int(told)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _take_threads(count: int) -> None:
