@@ -9,7 +9,7 @@ READY := $(VENV)/ready
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test backends test-backends lint format types docs clean
+.PHONY: help setup demo test backends test-backends test-peers fuzz lint format types docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -49,6 +49,26 @@ test-backends: backends ## every method on every backend: train, resume, generat
 	for name in paddle mindspore; do \
 	  PYTHONPATH="$$PERSONA_DATA/pytest" "$$PERSONA_DATA/environments/$$name/bin/python" -m pytest "tests/backends/$$name" || exit 1; done
 	PERSONA_REQUIRE_BACKENDS=1 $(BIN)/python -m pytest tests/backends/test_all_backends.py
+
+# Each consumer's tests run where it is installed; lycoris-lora needs nothing that is not there beside diffusers already.
+test-peers: export PERSONA_DATA ?= $(CURDIR)/.backends
+test-peers: export OMP_NUM_THREADS = 1
+test-peers: backends ## files that persona writes, loaded by diffusers, PEFT, lycoris-lora, Paddle and MindSpore themselves
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target "$$PERSONA_DATA/pytest" \
+	  --constraint constraints/torch.txt pytest
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target "$$PERSONA_DATA/lycoris" \
+	  --no-deps --requirement constraints/lycoris.txt
+	PYTHONPATH="$$PERSONA_DATA/lycoris" $(BIN)/python -m pytest \
+	  tests/peers/test_diffusers.py tests/peers/test_peft.py tests/peers/test_lycoris.py
+	for name in paddle mindspore; do \
+	  PYTHONPATH="$$PERSONA_DATA/pytest" "$$PERSONA_DATA/environments/$$name/bin/python" -m pytest \
+	    "tests/peers/test_$$name.py" || exit 1; done
+
+MINUTES ?= 10
+fuzz: $(READY) ## coverage-guided fuzzing of files and names with atheris, MINUTES=10 each
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris==3.0.0
+	$(BIN)/python -m tools.fuzz bytes --minutes $(MINUTES)
+	$(BIN)/python -m tools.fuzz names --minutes $(MINUTES)
 
 lint: $(READY) ## ruff: format and lint
 	$(BIN)/ruff format --check .

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -13,116 +14,9 @@ from safetensors.numpy import save_file
 import persona
 from persona.api import host
 from persona.exchange.choices import suffix_for
+from tools.fuzz.targets import from_names
+from tools.fuzz.vocabulary import PAIRS, PATHS, PREFIXES, SUFFIXES
 
-PREFIXES = [
-    ".",
-    "unet.",
-    "text_encoder.",
-    "text_encoder_2.",
-    "transformer.",
-    "base_model.model.",
-    "lora_unet_",
-    "lora_te_",
-    "lora_te1_",
-    "lora_te2_",
-    "lora_te3_",
-    "lora_unet.",
-    "model.diffusion_model.",
-    "diffusion_model.",
-    "lycoris_",
-    "bundle_emb.cat.",
-    "text_encoders.clip_l.",
-    "lora_transformer_",
-    "module.",
-]
-PATHS = [
-    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
-    "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q",
-    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q",
-    "down_blocks.1.attentions.0.proj_in",
-    "down_blocks.0.resnets.0.conv1",
-    "down_blocks_0_resnets_0_norm1",
-    "input_blocks.1.1.transformer_blocks.0.attn2.to_k",
-    "input_blocks_4_1_transformer_blocks_0_attn2_to_k",
-    "text_model.encoder.layers.0.self_attn.q_proj",
-    "text_model_encoder_layers_0_mlp_fc1",
-    "double_blocks_0_img_attn_qkv",
-    "double_blocks.0.img_attn.qkv",
-    "single_blocks_3_linear1",
-    "double_blocks.0.processor.qkv_lora1",
-    "transformer_blocks.0.attn.to_k",
-    "single_transformer_blocks.0.proj_mlp",
-    "joint_blocks.0.x_block.attn.qkv",
-    "final_layer_adaLN_modulation_1",
-    "blocks.7.transformer_blocks.0.attn1.to_out",
-    "emb_params",
-    "clip_l",
-    "nowhere",
-    "",
-]
-SUFFIXES = [
-    ".lora_down.weight",
-    ".lora_up.weight",
-    ".lora_mid.weight",
-    ".alpha",
-    ".dora_scale",
-    ".lora_A.weight",
-    ".lora_B.weight",
-    ".lora_A.default.weight",
-    ".lora_B.default.weight",
-    ".lora.down.weight",
-    ".lora.up.weight",
-    "_lora.down.weight",
-    "_lora.up.weight",
-    ".lora_linear_layer.down.weight",
-    ".lora_linear_layer.up.weight",
-    ".hada_w1_a",
-    ".hada_w1_b",
-    ".hada_w2_a",
-    ".hada_w2_b",
-    ".hada_t1",
-    ".hada_t2",
-    ".lokr_w1",
-    ".lokr_w1_a",
-    ".lokr_w1_b",
-    ".lokr_w2",
-    ".lokr_w2_a",
-    ".lokr_w2_b",
-    ".lokr_t2",
-    ".diff",
-    ".diff_b",
-    ".w_norm",
-    ".b_norm",
-    ".weight",
-    ".on_input",
-    ".oft_blocks",
-    ".a1.weight",
-    ".a2.weight",
-    ".b1.weight",
-    ".b2.weight",
-    ".scalar",
-    ".lora_magnitude_vector",
-    ".lora_magnitude_vector.weight",
-    ".lora_B.bias",
-    ".mindpet_delta_lora_a",
-    ".mindpet_delta_lora_b",
-    ".set_weight",
-    ".down.weight",
-    ".up.weight",
-    ".",
-]
-PAIRS = [
-    (".lora_down.weight", ".lora_up.weight", ".alpha"),
-    (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"),
-    (".lora_A.default.weight", ".lora_B.default.weight", ""),
-    (".lora.down.weight", ".lora.up.weight", ".alpha"),
-    ("_lora.down.weight", "_lora.up.weight", ""),
-    (".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".alpha"),
-    (".lokr_w1", ".lokr_w2_a", ".lokr_w2_b", ".alpha"),
-    (".mindpet_delta_lora_a", ".mindpet_delta_lora_b"),
-    (".lora_down.weight", ".lora_up.weight", ".dora_scale", ".alpha"),
-    (".diff", ".diff_b"),
-]
 DTYPES = [np.float16, np.float32, np.int32, np.bool_]
 sizes = st.lists(st.sampled_from([0, 1, 2, 3, 4, 8, 12]), max_size=4).map(tuple)
 dtypes = st.sampled_from(DTYPES)
@@ -187,3 +81,15 @@ def test_only_personas_own_error_comes_out(keys, words):
                 adapter.deltas()[module_name]
             except persona.PersonaError:
                 continue
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        bytes.fromhex("007e32277e275d7e322424"),  # LoKr on a 3x3 convolution whose second half has 12 columns
+        bytes.fromhex("98007ed1b0818198007ed1b081db2d"),  # Flux' joined q, k, v with nothing but diff_b
+    ],
+    ids=["a kernel that does not divide LoKr's second half", "a joined module that changes a bias alone"],
+)
+def test_what_atheris_found_stays_mended(choices):
+    from_names(choices)

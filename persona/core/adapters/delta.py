@@ -58,6 +58,8 @@ class Deltas(Mapping[str, Array]):
         self._base = base
         self._entries: dict[str, Entry] = {}
         for entry in entries:
+            if entry.factors.keys() == {"diff_b"}:  # LyCORIS can keep a bias alone: no weight changes
+                continue
             for path in members(entry.path):
                 self._entries[f"{entry.component}.{path}"] = entry
 
@@ -144,6 +146,8 @@ def _lokr_second(entry: Entry) -> Array:
 
 def _difference(entry: Entry, _: Array | None) -> Array:
     """A stored difference is added as it is; alpha does not apply (§4.7)."""
+    if "diff" not in entry.factors:
+        raise ConversionError(f"{entry.name} changes a bias alone; it has no ΔW.")
     return _factor(entry, "diff")
 
 

@@ -120,7 +120,12 @@ def _kernel(entry: Entry, families: Sequence[Family]) -> tuple[int, ...] | None:
     """The kernel of the module, unless the factors' columns cannot be folded into it."""
     kernel = kernel_of(entry, families)
     shape = weight_shape(entry)
-    return kernel if not kernel or shape is None or shape[1] % math.prod(kernel) == 0 else None
+    if not kernel or shape is None:
+        return kernel
+    second = entry.factors.get("w2_b", entry.factors.get("w2")) if entry.algorithm == "lokr" else None
+    columns = shape[1] if second is None else math.prod(second.shape[1:])  # LoKr's kernel lies within its second half
+    folds = "t2" in entry.factors or columns % math.prod(kernel) == 0
+    return kernel if folds else None
 
 
 def _refuse_mixture(adapter: Adapter) -> None:
