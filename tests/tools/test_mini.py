@@ -288,3 +288,18 @@ def test_the_border_tells_the_background() -> None:
     picture[4:60, 4:60] = (222, 40, 40)
     picture[0, :20] = 255  # a corner that something reaches into
     assert background_of(picture) == "blue"
+
+
+@pytest.mark.skipif(not pictures.FONT_PATH.exists(), reason="needs the font of Debian's fonts-noto-color-emoji")
+def test_the_nearest_drawing_is_the_picture_itself() -> None:
+    pytest.importorskip("torch")
+    from tools.mini import nearest
+
+    glyphs = pictures.load_glyphs()[100:112]
+    colours = np.array([4, 0, 4])
+    asked = np.array([2, 7, 3])
+    drawn = [
+        nearest.centred(glyphs[glyph], list(pictures.COLOURS)[colour], 51) for glyph, colour in zip(asked, colours)
+    ]
+    assert nearest.places(np.stack(drawn), asked, colours, glyphs).tolist() == [0, 0, 0]
+    assert nearest.places(np.stack(drawn), (asked + 1) % 12, colours, glyphs).min() >= 1

@@ -1,7 +1,7 @@
 """Makes the judge from nothing but the emoji font and mini's autoencoder; `--work` keeps every stage, so that the same
 command goes on after a stop.
 
-    python -m tools.judge.make --work build/judge --minutes 25
+    python -m tools.judge.make --work build/judge
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, default=16, help="processor time for both encoders, over all runs")
     parser.add_argument(
-        "--finish-minutes", type=float, default=14, help="processor time for the picture encoder alone, after that"
+        "--finish-minutes", type=float, default=24, help="processor time for the picture encoder alone, after that"
     )
     parser.add_argument("--out", type=Path, default=Path("persona/assets/judge"), help="the model folder to write")
     parser.add_argument(

@@ -2,7 +2,8 @@
 
 The judge says what a picture shows (persona/assets/judge: a small CLIP of its own, tools/judge): a picture counts as
 recognised when, of all names with the asked-for background, the one asked for is nearest. Nothing of mini's training is
-in it. Of the background the border's pixels are asked as well, for which nobody has to be trusted.
+in it. It is small and makes mistakes of its own, so pixels are asked as well (tools/mini/nearest.py): which drawing is
+nearest, which colour the border has.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from persona.plugins.scorers.clip import Clip
 from tools.judge.measure import all_captions, backgrounds, caption, ranks
 
+from . import nearest
 from .pictures import COLOURS, FONT_PATH, WIDE, Glyph, compose, draw, load_glyphs
 from .sheet import sample
 
@@ -28,13 +30,15 @@ from .sheet import sample
 @dataclass(frozen=True)
 class Measured:
     """PSNR in dB, the others in percent. `recognised` is among all names, `recognised_of_asked` among those asked for;
-    `background` is the judge's word, `background_by_border` the pixels'."""
+    these and `background` are the judge's word, those `by_pixels` and `by_border` the pixels'."""
 
     psnr: float
     psnr_worst_tenth: float
     recognised: float
     recognised_of_asked: float
     recognised_in_five: float
+    recognised_by_pixels: float
+    recognised_in_five_by_pixels: float
     background: float
     background_by_border: float
 
@@ -92,6 +96,7 @@ def measure(
     seen, read = judge.picture_vectors(pictures), all_captions(judge, glyphs)
     places = ranks(seen, read, asked, colours)
     places_of_asked = ranks(seen, read[:, asked], np.arange(count), colours)
+    places_in_pixels = nearest.places(np.stack(pictures), asked, colours, glyphs)
     border = [background_of(picture) == names[colour] for picture, colour in zip(pictures, colours, strict=True)]
     mean, worst = autoencoder_psnr(folder, glyphs)
     return Measured(
@@ -100,6 +105,8 @@ def measure(
         recognised=100 * float(np.mean(places == 0)),
         recognised_of_asked=100 * float(np.mean(places_of_asked == 0)),
         recognised_in_five=100 * float(np.mean(places < 5)),
+        recognised_by_pixels=100 * float(np.mean(places_in_pixels == 0)),
+        recognised_in_five_by_pixels=100 * float(np.mean(places_in_pixels < 5)),
         background=100 * float(np.mean(backgrounds(seen, read, asked) == colours)),
         background_by_border=100 * float(np.mean(border)),
     )

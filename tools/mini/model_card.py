@@ -44,18 +44,21 @@ def results(measured: Measured | None) -> str:
 |---|---|
 | autoencoder, mean PSNR | {measured.psnr:.1f} dB |
 | autoencoder, the worst tenth | {measured.psnr_worst_tenth:.1f} dB |
-| pictogram recognised, of all names | {measured.recognised:.0f} % |
-| pictogram recognised, of the 300 asked for | {measured.recognised_of_asked:.0f} % |
-| pictogram among the nearest five of all | {measured.recognised_in_five:.0f} % |
+| pictogram recognised by the judge, of the 300 asked for | {measured.recognised_of_asked:.0f} % |
+| pictogram recognised by the judge, of all | {measured.recognised:.0f} % |
+| among the judge's nearest five of all | {measured.recognised_in_five:.0f} % |
+| pictogram nearest in pixels, of all | {measured.recognised_by_pixels:.0f} % |
+| among the nearest five in pixels, of all | {measured.recognised_in_five_by_pixels:.0f} % |
 | right background, by the judge | {measured.background:.0f} % |
 | right background, by the border's pixels | {measured.background_by_border:.0f} % |
 
 By `python -m tools.mini.measure persona/assets/mini`. PSNR: 512 random compositions (44 to 58 pixels, shifted by up
 to 8, half of them mirrored) through the fp16 weights. The others: 300 random names on random colours, 30 DDIM
-steps, guidance 4, fixed seeds. Recognised, by persona's judge (`persona/assets/judge`, whose card says how often it is
-right about drawn pictures): of all names with that background, or of the 300, the caption asked for is the nearest to
-the picture; twelve clock faces count as twelve pictograms. By the border's pixels: the named colour nearest to their
-median is the one asked for."""
+steps, guidance 4, fixed seeds. Recognised by the judge (`persona/assets/judge`, a small CLIP whose card says how often
+it is right about perfect drawings: it mistakes more of mini's): of the names with that background, the caption asked
+for is the nearest to the picture. Nearest in pixels, which nobody trained: of all pictograms drawn on that colour, the
+one asked for (squared difference at 32x32 pixels, shifts of up to 4 pixels allowed). Twelve clock faces count as twelve
+pictograms. By the border's pixels: the named colour nearest to their median is the one asked for."""
 
 
 def model_card(figures: Figures) -> str:

@@ -141,13 +141,14 @@ class Clip:
                 hint='Install them: pip install "persona[torch]"',
             ) from error
         device = find_device(self.device_name).name
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
-            model, info = CLIPModel.from_pretrained(
+            opened: Any = CLIPModel.from_pretrained(
                 self.folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise _refusal(self.folder, str(error).strip().splitlines()[0]) from error
+        model, info = opened
         lacking = sorted(info["missing_keys"])
         if lacking:
             raise _refusal(self.folder, f"{len(lacking)} weights are missing, the first is {lacking[0]}")
