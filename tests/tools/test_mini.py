@@ -299,7 +299,8 @@ def test_the_nearest_drawing_is_the_picture_itself() -> None:
     colours = np.array([4, 0, 4])
     asked = np.array([2, 7, 3])
     drawn = [
-        nearest.centred(glyphs[glyph], list(pictures.COLOURS)[colour], 51) for glyph, colour in zip(asked, colours)
+        nearest.centred(glyphs[glyph], list(pictures.COLOURS)[colour], 51)
+        for glyph, colour in zip(asked, colours, strict=True)
     ]
     assert nearest.places(np.stack(drawn), asked, colours, glyphs).tolist() == [0, 0, 0]
     assert nearest.places(np.stack(drawn), (asked + 1) % 12, colours, glyphs).min() >= 1
