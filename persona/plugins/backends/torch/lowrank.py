@@ -26,6 +26,9 @@ Start = tuple[Tensor, Tensor] | None
 class LowRankLinear(nn.Module):
     """A linear layer [out, in] with down [rank, in] and up [out, rank]; `start` are the first (down, up)."""
 
+    start_down: Tensor | None
+    start_up: Tensor | None
+
     def __init__(
         self, base: nn.Linear, down: Tensor, up: Tensor, scale: float, dropout: float, start: Start = None
     ) -> None:
@@ -37,7 +40,7 @@ class LowRankLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[…, in] to […, out]."""
         y = self.base(x)
-        if self.start_down is not None:
+        if self.start_down is not None and self.start_up is not None:
             y = y - functional.linear(functional.linear(x, self.start_down), self.start_up) * self.scale
         h = functional.linear(_dropped(x, self), self.down)  # […, rank]
         if torch.is_autocast_enabled(x.device.type):  # addmm must have one dtype throughout
@@ -54,6 +57,9 @@ class LowRankConv(nn.Module):
     """A convolution [out, in, kh, kw] with down [rank, in, kh, kw], which strides as the base does, and up
     [out, rank, 1, 1]; `start` are the first (down, up)."""
 
+    start_down: Tensor | None
+    start_up: Tensor | None
+
     def __init__(
         self, base: nn.Conv2d, down: Tensor, up: Tensor, scale: float, dropout: float, start: Start = None
     ) -> None:
@@ -65,7 +71,7 @@ class LowRankConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[n, in, h, w] to [n, out, h', w']."""
         low = self.low(_dropped(x, self), self.down, self.up)
-        if self.start_down is not None:
+        if self.start_down is not None and self.start_up is not None:
             low = low - self.low(x, self.start_down, self.start_up)
         return cast(Tensor, self.base(x) + low * self.scale)
 

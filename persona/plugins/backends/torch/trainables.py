@@ -34,8 +34,8 @@ class Group:
         """The values by what their learning rate is multiplied by."""
         found: dict[float, dict[str, nn.Parameter]] = {}
         for name, value in self.values.items():
-            is_delta = isinstance(self.trained, LowRank)
-            factor = rate_factor(self.trained, name.rpartition(".")[2]) if is_delta else 1.0
+            last = name.rpartition(".")[2]
+            factor = rate_factor(self.trained, last) if isinstance(self.trained, LowRank) else 1.0
             found.setdefault(factor, {})[name] = value
         return found
 
@@ -90,8 +90,8 @@ def _low_rank(trained: LowRank, model: nn.Module, seed: int) -> Group:
         group.values |= {f"{name}.down": pair.down, f"{name}.up": pair.up}
         if isinstance(layer, Decomposed):
             group.values[f"{name}.magnitude"] = layer.magnitude
-        if pair.start_down is not None:
-            group.starts |= {f"{name}.down": cast(Tensor, pair.start_down), f"{name}.up": cast(Tensor, pair.start_up)}
+        if pair.start_down is not None and pair.start_up is not None:
+            group.starts |= {f"{name}.down": pair.start_down, f"{name}.up": pair.start_up}
     return group
 
 
