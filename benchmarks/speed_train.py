@@ -54,6 +54,7 @@ def measure(arguments: argparse.Namespace) -> Result:
         for base in arguments.base or BASES:
             path = folder_of(base, Path(folder))
             for method in arguments.method or METHODS:
+                print(f"{base} {method} …", file=sys.stderr, flush=True)
                 found = measured(base, path, method, arguments, Path(folder))
                 rows += found.rows
                 facts |= found.facts
