@@ -39,13 +39,14 @@ NATIVE = {
 }
 LOSS, WEIGHTS, DECIBELS = 1e-4, 1e-3, 40.0  # what is aimed at
 RECIPES: dict[str, dict[str, Any]] = {
-    "lora": {"prompt": "a zorp robot", "train_text_encoder": True, "learning_rate": 2e-3},
-    "full": {"prompt": "a zorp robot", "train_text_encoder": True, "learning_rate": 1e-4},
-    "dreambooth": {"token": "zorp", "class_word": "robot", "class_pictures": 8, "learning_rate": 1e-4},
-    "textual-inversion": {"placeholder": ("<zorp>",), "initializer": ("robot",), "learning_rate": 5e-3},
-}
-PROMPTS = {"textual-inversion": "<zorp> on a green background"}
-PROMPT = "a zorp robot on a green background"
+    "lora": {"train_text_encoder": True, "learning_rate": 2e-3},
+    "full": {"train_text_encoder": True, "learning_rate": 1e-4},
+    "dreambooth": {"token": "sks", "class_word": "robot", "class_pictures": 8, "learning_rate": 1e-4},
+    "textual-inversion": {"placeholder": ("<toy>",), "initializer": ("robot",), "replaces": ("sks robot",),
+                          "vectors": 2, "learning_rate": 5e-3},
+}  # fmt: skip
+PROMPTS = {"textual-inversion": "<toy> on a green background"}
+PROMPT = "a sks robot on a green background"
 
 
 @dataclass
