@@ -88,7 +88,7 @@ def _exactly(stream: IO[bytes], count: int) -> bytes:
 def _array(stream: IO[bytes], name: str, shape: tuple[int, ...]) -> Array:
     dtype = dtype_called(name)
     values = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
-    place = memoryview(values)
+    place = values.data
     while len(place):
         count = stream.readinto(place)  # type: ignore[attr-defined]
         if not count:
@@ -129,10 +129,11 @@ def _packed(value: Any, arrays: list[Array]) -> Any:
         return {"set": [_packed(item, arrays) for item in sorted(value)]}
     if isinstance(value, Mapping):
         return {"map": [[_packed(key, arrays), _packed(item, arrays)] for key, item in value.items()]}
-    if CLASSES.get(type(value).__name__) is type(value):
-        fields = {field.name: _packed(getattr(value, field.name), arrays) for field in dataclasses.fields(value)}
-        return {"class": type(value).__name__, "fields": fields}
-    raise TypeError(f"a {type(value).__name__} cannot be sent")
+    kind = type(value).__name__
+    if kind in CLASSES and isinstance(value, CLASSES[kind]):
+        names = [field.name for field in dataclasses.fields(CLASSES[kind])]
+        return {"class": kind, "fields": {name: _packed(getattr(value, name), arrays) for name in names}}
+    raise TypeError(f"a {kind} cannot be sent")
 
 
 def _unpacked(told: Any, arrays: list[Array]) -> Any:
