@@ -189,7 +189,7 @@ def sheet(made: list[Made], path: Path) -> None:
 
 def compare(arguments: argparse.Namespace) -> int:
     """Everything: run, read, compare, print, draw the sheet."""
-    folder = Path(arguments.output) / arguments.method
+    folder = Path(arguments.output).resolve() / arguments.method
     prompt = PROMPTS.get(arguments.method, PROMPT)
     made = []
     for backend in arguments.backends:
@@ -240,7 +240,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--python", action="append", default=[], metavar="BACKEND=PATH")
     parser.add_argument("--travel", action="store_true", help="convert each product and draw it elsewhere")
-    parser.add_argument("--output", default="parity", help="folder for runs, table and sheet (parity)")
+    parser.add_argument("--output", default="runs/parity", help="folder for runs, table and sheet (runs/parity)")
     arguments = parser.parse_args()
     for told in arguments.python:
         backend, _, path = told.partition("=")
