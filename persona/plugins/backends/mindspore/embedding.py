@@ -9,7 +9,7 @@ from persona.plugins.backends.mindspore.cells import find, replace
 from persona.plugins.backends.shared.names import TOKEN_EMBEDDING
 
 
-class GrownEmbedding(nn.Cell):  # type: ignore[misc]
+class GrownEmbedding(nn.Cell):
     """A token embedding [vocabulary, dim] with new rows behind it: the old ones stay frozen and are never copied."""
 
     def __init__(self, base: nn.Embedding) -> None:

@@ -37,7 +37,7 @@ class Dropout:
         return x * Tensor((kept / np.float32(1.0 - probability)).astype(np.float32)).astype(x.dtype)
 
 
-class _LowRank(nn.Cell):  # type: ignore[misc]
+class _LowRank(nn.Cell):
     """What both kinds have: base, down, up, scale; `start` are the first (down, up)."""
 
     def __init__(
@@ -119,7 +119,7 @@ class LowRankConv(_LowRank):
         return self.base.conv2d(x, self.base.weight)
 
 
-class Decomposed(nn.Cell):  # type: ignore[misc]
+class Decomposed(nn.Cell):
     """DoRA (arXiv 2402.09353, §4.1): the direction of W + ΔW, with a trained magnitude per output.
 
     y = m/‖W+ΔW‖ · (W·x + ΔW·x) + bias, where the norm (over all but the output axis) counts as a constant in the
