@@ -167,7 +167,7 @@ def test_private_metadata_stays_behind_and_is_named(tmp_path):
 
 
 def test_split_qkv_is_told_and_mended_when_asked(tmp_path):
-    """sd-scripts#2204: rank 3r was saved with the alpha of rank r."""
+    """T2, sd-scripts#2204: rank 3r was saved with the alpha of rank r."""
     name = "lora_unet_double_blocks_0_img_attn_qkv"
     tensors = {
         f"{name}.lora_down.weight": np.ones((12, 3072), np.float16),

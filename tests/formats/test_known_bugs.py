@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -497,3 +499,38 @@ def test_small_half_precision_values_keep_their_bits_when_folded() -> None:
     assert ours < relative_error(expected_delta(entry), naive) and ours < 1e-5
     smallest = np.float64(np.finfo(np.float16).tiny)
     assert min(np.median(np.abs(made.factors[name].read().astype(np.float64))) for name in ("up", "down")) > smallest
+
+
+@pytest.mark.parametrize(
+    "module, component",
+    [
+        ("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out", "unet"),
+        ("lora_unet__down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0", "unet"),
+        ("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0_", "unet"),
+        ("lycoris_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0", "unet"),
+        ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out", "unet"),
+        ("lora_te_encoder_layers_0_self_attn_out_proj", "text_encoder"),
+        ("lora_te1_text_model_encoder_layers_0_self_attn_out_proj", "text_encoder"),
+    ],
+)
+def test_t38_variants_of_a_key_mean_the_same_module(module: str, component: str) -> None:
+    """stable-diffusion.cpp PR#577, dialects.md §3.3: what trainers write beside the usual spelling."""
+    wide = {"unet": 320, "text_encoder": 768}[component]
+    tensors = {f"{module}.lora_down.weight": tensor(2, wide), f"{module}.lora_up.weight": tensor(wide, 2)}
+    state = State(tensors, {}, (), "safetensors")
+    adapter = recognise(state)[0].dialect.read(state, Told())
+    paths = {
+        "unet": "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0",
+        "text_encoder": "text_model.encoder.layers.0.self_attn.out_proj",
+    }
+    assert list(adapter.entries) == [(component, paths[component])] and not adapter.leftovers
+
+
+def test_every_row_of_the_list_of_troubles_is_named_by_a_test() -> None:
+    """All of dialects.md §9, with its rows b, c and d: in a test's name, or in what it says of itself."""
+    rows = {f"T{number}" for number in range(1, 48)} | {"T29b", "T29c", "T29d", "T37b"}
+    text = "\n".join(path.read_text("utf-8") for path in Path(__file__).parents[1].rglob("test_*.py"))
+    functions = "".join(re.findall(r"def test(_\w+)", text))
+    told = set(re.findall(r"\bT\d+[bcd]?\b", text.replace(Path(__file__).read_text("utf-8"), "")))
+    named = told | {f"T{row}" for row in re.findall(r"_t(\d+[bcd]?)(?=_)", functions)}
+    assert rows <= named, sorted(rows - named)

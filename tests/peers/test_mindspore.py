@@ -104,11 +104,10 @@ def test_mindspore_loads_a_word_that_came_from_torch(tmp_path: Path) -> None:
 
 
 def test_mindone_opens_a_whole_model_of_torchs(tmp_path: Path) -> None:
-    """From the LDM file, because the folder next to it would be opened as it is."""
     from safetensors.numpy import load_file
 
     folder = FIXTURES / "torch/dreambooth_full_sd15"
-    persona.convert(folder / "model.safetensors", tmp_path / "model", to="diffusers")
+    persona.convert(folder / "diffusers", tmp_path / "model", to="diffusers")
     unet = diffusers.UNet2DConditionModel.from_pretrained(str(tmp_path / "model" / "unet"))
     wanted = load_file(folder / "diffusers" / "unet" / "diffusion_pytorch_model.safetensors")
     got = {}

@@ -21,6 +21,22 @@ from persona.core.host.errors import PersonaError
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 QUERY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 FLUX = "single_transformer_blocks.0.proj_out"
+MEASURED = """## Where real files say otherwise
+
+Descriptions of these formats contradict files that the programs themselves wrote (`tests/fixtures`). The files win:
+
+| often said | what the files say |
+|---|---|
+| an encrypted MindSpore checkpoint has no mark of its own | AES-GCM files of MindSpore 2.7 begin with `d8 5e 3a 7f`; they are refused by that name |
+| the header's `format` tells Paddle's layout from torch's | text_to_image of ppdiffusers writes `pt` over Paddle's layout, PaddleNLP `np`, `paddle.save(safetensors=True)` nothing: the shapes decide |
+| mindpet's keys end in `_A` and `_B` | the parameters are called so; the files have `mindpet_delta_lora_a` and `_b` |
+| mindone.diffusers keeps alpha as diffusers does | 0.3 writes none and looks for none in a header; 0.5 does both |
+| CLIP's names begin with `text_model.` | transformers 5.6 and later leave it out, and older readers then draw random weights without an error: it is read either way and always written |
+| PEFT's LoHa and LoKr apply alpha / rank as LyCORIS does | they do; it is LyCORIS' own merge that applies it twice (4.1.3) |
+
+The consumers' own loaders were asked as well: `make test-peers`.
+"""  # noqa: E501 - the rows of a table
+
 READ_ONLY = {
     "xlabs": "`double_blocks.0.processor.qkv_lora1.down.weight`",
     "cloneofsimo": "(a list: up, down, up, down, …)",
@@ -234,7 +250,7 @@ def page() -> str:
     for heading, (header, rows) in tables.items():
         line = "|" + "---|" * (header.count("|") - 1)
         sections.append("\n".join([heading, header, line, *rows, ""]))
-    return "\n".join([*sections, ALPHA])
+    return "\n".join([*sections, ALPHA, MEASURED])
 
 
 def main() -> int:
