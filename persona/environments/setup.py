@@ -24,7 +24,7 @@ from persona.environments.frameworks import Framework
 from persona.environments.places import data_folder, environment_folder, own_python, python_in, variable_of
 from persona.environments.remote import clean_environment
 from persona.environments.smoke import smoke_run
-from persona.environments.state import READY, find, read_ready
+from persona.environments.state import READY, find, read_ready, source_digest
 
 Tell = Callable[[str], None]
 LOG = "setup.log"
@@ -72,6 +72,7 @@ def set_up(framework: Framework, tell: Tell) -> dict[str, Any]:
         told |= {
             "pins": framework.digest,
             "persona": __version__,
+            "source": source_digest(name),
             "bytes": bytes_in(folder),
             "seconds": {"install": round(built - begun, 1), "smoke_run": round(time.monotonic() - built, 1)},
         }

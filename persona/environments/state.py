@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,17 @@ def find(framework: Framework) -> Found:
     if told.get("pins") != framework.digest:
         reason = "its environment was set up with other versions than this persona was tested with"
         return Found("outdated", python, reason, line, told)
+    if told.get("source") != source_digest(name):
+        told.pop("capabilities", None)  # persona's own part has changed since: it has to be asked again
     return Found("ready", python, told=told)
+
+
+def source_digest(name: str) -> str:
+    """Of the source of a backend in this persona, which decides what it can do in the same environment."""
+    digest = hashlib.sha256()
+    for file in sorted((Path(__file__).parents[1] / "plugins" / "backends" / name).glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def find_own(name: str, python: Path) -> Found:

@@ -135,6 +135,16 @@ def test_other_pins_make_it_outdated(framework: Framework, tmp_path: Path) -> No
     assert (found.state, found.is_usable, found.hint) == ("outdated", False, "persona backends setup stub")
 
 
+def test_capabilities_are_asked_again_when_the_backend_has_changed(
+    framework: Framework, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up(framework, nothing)
+    assert find(framework).told["capabilities"]["cpu"]["ema"] is False
+    monkeypatch.setattr("persona.environments.state.source_digest", lambda name: "another")
+    found = find(framework)
+    assert (found.state, "capabilities" in found.told) == ("ready", False)
+
+
 def test_a_picture_that_cannot_be_made_is_no_environment(
     framework: Framework, monkeypatch: pytest.MonkeyPatch, stub_python: Path
 ) -> None:
