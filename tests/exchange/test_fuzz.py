@@ -88,8 +88,13 @@ def test_only_personas_own_error_comes_out(keys, words):
     [
         bytes.fromhex("007e32277e275d7e322424"),  # LoKr on a 3x3 convolution whose second half has 12 columns
         bytes.fromhex("98007ed1b0818198007ed1b081db2d"),  # Flux' joined q, k, v with nothing but diff_b
+        bytes.fromhex("007e26a7810100000010242424"),  # and a bias alone where a target holds LoRA only
     ],
-    ids=["a kernel that does not divide LoKr's second half", "a joined module that changes a bias alone"],
+    ids=[
+        "a kernel that does not divide LoKr's second half",
+        "a joined module that changes a bias alone",
+        "a bias alone as LoRA",
+    ],
 )
 def test_what_atheris_found_stays_mended(choices):
     from_names(choices)

@@ -77,8 +77,8 @@ def without_middle(entry: Entry) -> Entry:
 
 def difference_as_lora(entry: Entry) -> Entry:
     """A stored difference at full rank: the smaller side becomes the identity."""
-    diff = entry.factors["diff"]
-    if len(diff.shape) not in (2, 4) or "diff_b" in entry.factors:
+    diff = entry.factors.get("diff")
+    if diff is None or len(diff.shape) not in (2, 4) or "diff_b" in entry.factors:
         raise ConversionError(f"{entry.name}: a difference of a norm or a bias cannot be written as LoRA.")
     out, columns = diff.shape[0], int(np.prod(diff.shape[1:]))
     if out <= columns:
