@@ -20,7 +20,7 @@ from persona.core.adapters.entry import Checkpoint
 from persona.core.adapters.tensor import TensorRef
 from persona.core.host import errors
 from persona.core.host.contracts import Availability, Runtime
-from persona.core.host.errors import BackendMissing, PersonaError, TrainingError
+from persona.core.host.errors import BackendMissing, PersonaError, TrainingError, UsageError
 from persona.core.training.base import Base
 from persona.core.training.plan import TrainingPlan
 from persona.environments.wire import Lent, dtype_called, receive, send
@@ -230,6 +230,13 @@ class RemoteBackend:
     def free_memory(self, device: str) -> int:
         """Bytes that are free on that device; 0 where it cannot be asked."""
         return int(self._process().call("free_memory", device)[0])
+
+    def devices(self, device: str, count: int) -> tuple[str, ...]:
+        """Raises UsageError: a worker behind a pipe is one process."""
+        raise UsageError(
+            f"--devices {count}: {self.name} works in another environment here, in one process.",
+            hint="Leave --devices out, or install persona into an environment that has the framework and run it there",
+        )
 
     def open(self, base: Base, plan: TrainingPlan | None, runtime: Runtime) -> RemoteSession:
         """Start a worker (or take the one that has told the capabilities) and open a session in it."""

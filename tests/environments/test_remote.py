@@ -264,6 +264,14 @@ def test_what_it_cannot_do_is_refused_before_a_run_is_made(
     assert not (tmp_path / "run").exists()
 
 
+def test_several_devices_are_refused(
+    persona_: Callable[..., Any], stub_is_known: None, toys: Path, tmp_path: Path
+) -> None:
+    answer = persona_(*TRAIN, "--data", toys, "--output", tmp_path / "run", "--devices", 2)
+    assert (answer.code, "--devices 2: stub works in another environment here" in answer.err) == (2, True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_sampler_it_has_not_is_refused_with_those_it_has(
     persona_: Callable[..., Any], stub_is_known: None, tmp_path: Path
 ) -> None:

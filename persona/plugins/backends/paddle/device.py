@@ -91,7 +91,6 @@ def capabilities(device: Device) -> dict[str, bool]:
         **EVERYWHERE,
         "bf16": on_gpu and bool(paddle.amp.is_bfloat16_supported()),
         "fp16": on_gpu and bool(paddle.amp.is_float16_supported()),
-        "devices": False,
         "gradient_checkpointing": True,
         "dora": True,
         "fused_adamw": False,
