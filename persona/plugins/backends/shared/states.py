@@ -18,7 +18,8 @@ def check_state(state: Mapping[str, Any], wanted: Shapes, values: Shapes) -> Non
     of the trained values, whose moments (adam_m/…, adam_v/…) have to fit where they are."""
     moments = {f"{kind}/{name}": shape for kind in ("adam_m", "adam_v") for name, shape in values.items()}
     wanted = dict(wanted) | {"step": (), "loss_scale": (2,)}
-    wanted |= {name: shape for name, shape in moments.items() if name in state}
+    updated = {name.partition("/")[2] for name in moments if name in state}  # both moments, or neither
+    wanted |= {name: shape for name, shape in moments.items() if name.partition("/")[2] in updated}
     found = {name: tuple(np.shape(state[name])) for name in state}
     problems = [f"{name} is missing" for name in wanted if name not in found]
     problems += [f"{name} is {list(found[name])}, not {list(shape)}" for name, shape in wanted.items()
