@@ -31,9 +31,9 @@ CAPABILITIES: dict[str, str] = {
 }
 """Every name with what it means; samplers are named "sampler:ddim" and so on besides."""
 
-EVERYWHERE = {
-    name: True for name in ("fp32", "low_rank", "weights", "new_tokens", "text_encoder", "dropout", "ema", "conv_lora")
-}
+EVERYWHERE = dict.fromkeys(
+    ("fp32", "low_rank", "weights", "new_tokens", "text_encoder", "dropout", "ema", "conv_lora"), True
+)
 """What all of persona's own backends can do on every device; each adds what depends on the device."""
 
 SWITCHES: dict[str, str] = {

@@ -96,7 +96,8 @@ class Session(Protocol):
 
     def update(self, learning_rates: Sequence[float], max_norm: float) -> tuple[float, bool]:
         """One optimizer step with one learning rate per `plan.trains` entry, times `rate_factor` of each of its values
-        (core/training/lora_values.py; LoRA+). Returns the gradient norm before clipping, and whether the step was skipped (loss scaling overflow)."""
+        (core/training/lora_values.py; LoRA+). Returns the gradient norm before clipping, and whether the step was
+        skipped (loss scaling overflow)."""
         ...
 
     def average(self, decay: float) -> None:

@@ -2,8 +2,8 @@
 
 Usually `down` is drawn and `up` is zero. PiSSA and OLoRA start from the base's own weight W instead, with factors whose
 product is not zero: it is taken off again, ΔW = scale · (up · down − up₀ · down₀), where up₀ and down₀ are those first
-factors and stay as they are. W itself is never touched, so nothing is rounded. (PEFT takes scale · up₀ · down₀ off W and
-converts afterwards, which comes to the same ΔW of twice the rank.)
+factors and stay as they are. W itself is never touched, so nothing is rounded. (PEFT takes scale · up₀ · down₀ off W
+and converts afterwards, which comes to the same ΔW of twice the rank.)
 
 Values belong to the seed and the module's name, not to the order modules are visited in, so every backend and every
 choice of targets gives a module the same start.
