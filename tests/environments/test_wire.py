@@ -107,7 +107,11 @@ def test_an_adapter_arrives_with_the_same_meaning() -> None:
     assert (arrived.families, arrived.metadata) == (frozenset({"sd1"}), {"note": "x"})
 
 
-@pytest.mark.parametrize("value", [object(), np.array([object()]), Exception("x"), lambda: None], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [object(), np.array([object()]), Exception("x"), lambda: None],
+    ids=["an object", "an array of objects", "an exception", "a function"],
+)
 def test_what_is_no_plain_value_is_not_sent(value: Any) -> None:
     with pytest.raises(TypeError, match="cannot be sent"):
         send(io.BytesIO(), value)
