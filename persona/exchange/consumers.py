@@ -5,7 +5,7 @@ issues cited there; for diffusers the versions 0.35 and 0.42)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,15 +14,27 @@ from persona.core.adapters.entry import Adapter, Entry
 LYCORIS_ONLY = frozenset({"loha", "lokr", "full", "norm", "ia3", "glora", "oft", "boft", "opaque"})
 Loads = Literal["all", "part", "nothing", "refuses"]
 Test = Callable[[Entry], bool]
+Company = Callable[[Sequence[Entry]], bool]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Modules for which `test` holds are handled as `words` say; `refuses` when the whole file then fails to load."""
+    """Modules for which `test` holds are handled as `words` say; `refuses` when the whole file then fails to load.
+    `beside` is a condition on all modules of the same component, where what a tool does depends on them."""
 
     test: Test
     words: str
     refuses: bool = False
+    beside: Company | None = None
+
+    def count(self, entries: Sequence[Entry]) -> int:
+        """How many of a file's modules it is about."""
+        beside = self.beside
+        if beside is None:
+            return sum(self.test(entry) for entry in entries)
+        components = {entry.component for entry in entries}
+        fitting = {name for name in components if beside([entry for entry in entries if entry.component == name])}
+        return sum(entry.component in fitting and self.test(entry) for entry in entries)
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,22 @@ def _without_component(entry: Entry) -> bool:
     return not any(key.startswith(("unet.", "text_encoder", "transformer.", "lora_")) for key in entry.origin.values())
 
 
+def _has(entries: Sequence[Entry], *ends: str) -> bool:
+    return any(entry.path.endswith(ends) for entry in entries)
+
+
+_FEED_FORWARD = ("mlp.fc1", "mlp.fc2")
+
+
+def _clip_attention_in_kohyas(entry: Entry) -> bool:
+    attention = entry.path.endswith(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
+    return attention and any(key.startswith("lora_te") for key in entry.origin.values())
+
+
+def _clip_feed_forward_in_pefts(entry: Entry) -> bool:
+    return entry.path.endswith(_FEED_FORWARD) and any(".lora_A." in key for key in entry.origin.values())
+
+
 SAFE, PICKLE = "safetensors", "torch"
 _HEADER_ALPHA = Rule(_alpha_in_header, "alpha in the header is not looked at, so the strength is wrong (Comfy#12191)")
 _DIFFUSERS_RULES = (
@@ -89,6 +117,24 @@ _DIFFUSERS_RULES = (
     Rule(_is_lycoris, "fails on LyCORIS keys: “keys have not been correctly renamed”", refuses=True),
     Rule(_is_tucker, "fails on Tucker factors (lora_mid; diffusers#11943)", refuses=True),
     Rule(lambda entry: _is_dora(entry) and "dora_scale" in entry.origin, "dora_scale is dropped: the result is wrong"),
+    # state_dict_utils tells its own older spellings apart by one name each: out_proj's, and attention's
+    Rule(
+        _clip_attention_in_kohyas,
+        "fails on a text encoder without out_proj: “Could not automatically infer state dict type”",
+        refuses=True,
+        beside=lambda entries: not _has(entries, "out_proj", *_FEED_FORWARD),
+    ),
+    Rule(
+        _clip_attention_in_kohyas,
+        "a text encoder's attention without out_proj is dropped with a warning only",
+        beside=lambda entries: not _has(entries, "out_proj") and _has(entries, *_FEED_FORWARD),
+    ),
+    Rule(
+        _clip_feed_forward_in_pefts,
+        "fails on a text encoder without attention: “Could not automatically infer state dict type”",
+        refuses=True,
+        beside=lambda entries: not _has(entries, "q_proj", "k_proj", "v_proj", "out_proj"),
+    ),
 )
 TOOLS: tuple[Tool, ...] = (
     Tool(
@@ -191,7 +237,7 @@ def _on_modules(tool: Tool, adapter: Adapter, dialect: str, container: str) -> V
     entries = list(adapter.entries.values())
     ignores: list[str] = []
     for rule in tool.rules:
-        count = sum(rule.test(entry) for entry in entries)
+        count = rule.count(entries)
         if count and rule.refuses:
             return Verdict(tool.name, "refuses", f"{rule.words} ({count} of {len(entries)} modules)")
         if count:

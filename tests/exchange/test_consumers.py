@@ -53,6 +53,42 @@ def test_a_dora_in_kohyas_spelling_loses_its_magnitude_in_diffusers(tmp_path):
     assert "dora_scale is dropped" in found["diffusers"].ignores[0]
 
 
+TEXT_ENCODERS = [  # dialect, the text encoder's modules that are left out, what diffusers 0.42.1 does (measured)
+    ("kohya", ("out_proj", "mlp"), "refuses"),
+    ("kohya", ("out_proj",), "part"),
+    ("kohya", ("k_proj",), "all"),
+    ("kohya", ("self_attn",), "all"),
+    ("diffusers", ("out_proj", "mlp"), "all"),
+    ("diffusers", ("self_attn",), "refuses"),
+    ("diffusers-legacy", ("out_proj", "mlp"), "all"),
+    ("diffusers-legacy", ("self_attn",), "all"),
+]
+
+
+@pytest.mark.parametrize(("dialect", "left_out", "loads"), TEXT_ENCODERS)
+def test_a_text_encoder_in_part_gets_the_verdict_that_was_measured(dialect, left_out, loads, tmp_path):
+    """tests/peers/test_diffusers.py hands the same files to diffusers."""
+    file = partial_text_encoder(dialect, left_out, tmp_path)
+    adapter = persona.load(file)
+    found = {verdict.tool: verdict for verdict in verdicts(adapter)}["diffusers"]
+    assert found.loads == loads, found
+    if loads == "part":  # q, k and v of two layers
+        assert "(6 of " in found.ignores[0] and "dropped" in found.ignores[0]
+
+
+def partial_text_encoder(dialect, left_out, folder):
+    """The linear fixture without some modules of its text encoder, in a dialect."""
+    adapter = persona.load(FIXTURES / "torch/kohya_sd15_linear/kohya_sd15_linear.safetensors")
+    adapter.entries = {
+        place: entry
+        for place, entry in adapter.entries.items()
+        if place[0] == "unet" or not any(part in place[1] for part in left_out)
+    }
+    assert any(component == "text_encoder" for component, _ in adapter.entries)
+    persona.save(adapter, folder / "part.safetensors", to=dialect)
+    return folder / "part.safetensors"
+
+
 def test_every_verdict_that_is_not_all_says_why(tmp_path):
     for file, _, _ in MEASURED:
         for verdict in verdicts(persona.load(FIXTURES / file)):

@@ -90,3 +90,36 @@ def test_diffusers_loads_a_word_that_came_from_paddle(tmp_path: Path) -> None:
     (loaded,) = load_textual_inversion_state_dicts([str(tmp_path / "cat.safetensors")], local_files_only=True)
     with np.load(fixture.parent / "expected.npz") as archive:
         np.testing.assert_array_equal(loaded["<cat-toy>"].numpy().reshape(-1), archive["<cat-toy>"].reshape(-1))
+
+
+@pytest.mark.parametrize(
+    "dialect, left_out, loads",
+    [
+        ("kohya", ("out_proj", "mlp"), "refuses"),
+        ("kohya", ("out_proj",), "part"),
+        ("kohya", ("self_attn",), "all"),
+        ("diffusers", ("out_proj", "mlp"), "all"),
+        ("diffusers", ("self_attn",), "refuses"),
+        ("diffusers-legacy", ("self_attn",), "all"),
+    ],
+)
+def test_what_inspect_says_of_a_text_encoder_in_part_is_what_diffusers_does(dialect, left_out, loads, tmp_path) -> None:
+    adapter = persona.load(FIXTURES / LINEAR)
+    adapter.entries = {
+        place: entry
+        for place, entry in adapter.entries.items()
+        if place[0] == "unet" or not any(part in place[1] for part in left_out)
+    }
+    file = tmp_path / "adapter.safetensors"
+    persona.save(adapter, file, to=dialect)
+    if loads == "refuses":
+        with pytest.raises(ValueError, match="automatically infer"):
+            fused(pipeline(), file)
+        return
+    before, after = fused(pipeline(), file)
+    wanted = [entry.name for entry in adapter.entries.values() if entry.component == "text_encoder"]
+    kept = [name for name in wanted if not np.array_equal(before[f"{name}.weight"], after[f"{name}.weight"])]
+    lost = [name for name in wanted if name not in kept]
+    assert kept
+    assert bool(lost) == (loads == "part")
+    assert all("self_attn" in name for name in lost)
