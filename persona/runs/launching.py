@@ -199,8 +199,8 @@ class _Watch:
             raise error_from(causes[0])
         if len(ordered) == count and all(process.finished for process in ordered):
             return
-        words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         if len(ordered) < count:
+            words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             more = f": {words[-1].strip()}" if words else "."
             raise TrainingError(f"{count} processes were to be started, and {len(ordered)} were{more}")
         lost = next((process.rank for process in self.left if not process.finished and not process.error), None)

@@ -191,7 +191,7 @@ def test_what_a_plugin_gives_through_any_hook_is_offered_and_can_be_loaded(kind)
 
 
 class Thing:
-    Options = plan = availability = open = start = log = finish = sniff = read = None
+    Options = plan = availability = open = start = log = finish = sniff = read = figures = score = None
 
 
 class Listener:
