@@ -22,6 +22,42 @@ BASE = FIXTURES / "torch/dreambooth_full_sd15/diffusers"
 TO_Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
+MODEL = FIXTURES / "torch/dreambooth_full_sd15/model.safetensors"
+
+
+@pytest.mark.parametrize(("name", "to"), [("m.ckpt", "mindspore"), ("w.ckpt", "wukong"), ("paddle", "ppdiffusers")])
+def test_a_whole_model_is_the_same_in_every_spelling(name, to, tmp_path, capsys):
+    """The folder and the single file beside it are what diffusers' own scripts wrote."""
+    assert run(["diff", str(BASE), str(MODEL)]) == 0
+    out = capsys.readouterr().out
+    assert "bit for bit" in out
+    assert [f"{part}: " in out for part in ("unet", "vae", "text_encoder")] == [True] * 3
+    assert run(["convert", str(MODEL), str(tmp_path / name), "--to", to]) == 0
+    capsys.readouterr()
+    assert run(["diff", str(BASE), str(tmp_path / name), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    unet = load_file(BASE / "unet/diffusion_pytorch_model.safetensors")
+    assert found["components"]["unet"] == {"parameters": len(unet), "different": 0, "worst_relative_error": 0.0}
+
+
+def test_one_changed_parameter_of_a_whole_model_is_found_with_its_error(tmp_path, capsys):
+    tensors = load_file(MODEL)
+    tensors["model.diffusion_model.out.2.weight"] = tensors["model.diffusion_model.out.2.weight"] * 1.25
+    del tensors["model.diffusion_model.out.2.bias"]
+    save_file(tensors, tmp_path / "changed.safetensors")
+    assert run(["diff", str(BASE), str(tmp_path / "changed.safetensors"), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["modules"]["unet.conv_out.weight"] == pytest.approx(0.25, rel=1e-3)
+    assert found["components"]["unet"]["different"] == 1
+    assert found["components"]["vae"]["different"] == 0
+    assert found["only_in_first"] == ["unet.conv_out.bias"]
+
+
+def test_a_whole_model_beside_an_adapter_is_refused_in_a_line(capsys):
+    assert run(["diff", str(MODEL), str(LINEAR)]) != 0
+    assert "is a whole model and" in capsys.readouterr().err
+
+
 def test_an_adapter_and_its_conversion_are_the_same(tmp_path, capsys):
     assert run(["convert", str(LINEAR), str(tmp_path / "a.pdparams")]) == 0
     capsys.readouterr()
