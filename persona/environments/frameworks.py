@@ -83,7 +83,8 @@ def untested(name: str, versions: Mapping[str, str]) -> str:
 def framework_called(name: str) -> Framework:
     """Raises UsageError for a name that is none of them."""
     if name not in FRAMEWORKS:
-        note = "torch lives in persona's own environment" if name == "torch" else did_you_mean(name, FRAMEWORKS)
-        hint = 'pip install "persona[torch]"' if name == "torch" else f"Known: {', '.join(FRAMEWORKS)}"
-        raise UsageError(f"There is no environment of {name} to set up: {note}.".replace("?.", "?"), hint=hint)
+        own = name == "torch"
+        note = "Torch lives in persona's own environment." if own else did_you_mean(name, FRAMEWORKS)
+        hint = 'pip install "persona[torch]"' if own else f"persona backends setup {' | '.join(FRAMEWORKS)}"
+        raise UsageError(f"There is no environment of {name} to set up. {note}", hint=hint)
     return FRAMEWORKS[name]
