@@ -52,6 +52,8 @@ def place(module: str) -> Place | None:
     name = module.removeprefix("base_model.model.")
     if name == module:
         return None
+    if name.startswith("encoder.block."):  # T5, third in SD3 and second in Flux.1: `PeftFolder.read` moves it
+        return Place("text_encoder_3", name, name)
     return prefixed(name) or unprefixed(name)
 
 

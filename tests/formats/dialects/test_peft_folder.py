@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import persona
 from persona.core.adapters.conversion import plan
 from persona.core.adapters.delta import delta
 from persona.core.adapters.entry import Adapter, Entry, Scale
@@ -51,6 +52,26 @@ def test_one_component_is_one_folder_and_several_are_several() -> None:
         read = again(both, folder)
         np.testing.assert_allclose(read.deltas()[entry.name], expected_delta(entry), rtol=1e-5, atol=1e-6)
         assert {e.scale.origin for e in read.entries.values()} == {"config"}
+
+
+@pytest.mark.parametrize(
+    ("family", "denoiser", "query", "component"),
+    [
+        ("sd3", "transformer", "transformer_blocks.0.attn.to_q", "text_encoder_3"),
+        ("flux1", "transformer", "single_transformer_blocks.0.attn.to_q", "text_encoder_2"),
+    ],
+)
+def test_t5_comes_back_as_the_encoder_it_was(tmp_path, family, denoiser, query, component) -> None:
+    """transformers calls T5's layers `encoder.block.…`, which no other component does."""
+    t5 = lora_entry(component, "encoder.block.0.layer.0.SelfAttention.q", 4096, 4096)
+    width = {"sd3": 1536, "flux1": 3072}[family]
+    persona.save(adapter_of([lora_entry(denoiser, query, width, width), t5], family), tmp_path / "out", to="peft")
+    read = persona.load(tmp_path / "out")
+    assert isinstance(read, Adapter) and read.family == family
+    assert set(read.entries) == {(denoiser, query), (component, t5.path)}
+    for name in ("down", "up"):
+        written, found = (np.asarray(entry.factors[name]) for entry in (t5, read.entries[component, t5.path]))
+        assert written.tobytes() == found.tobytes()
 
 
 def test_an_encoder_whose_keys_do_not_say_which_is_told_by_the_config() -> None:
