@@ -47,6 +47,7 @@ KINDS: tuple[tuple[str, Test, str], ...] = (
         "a LoRA of a model that persona does not know",
     ),
     ("flux", _begins("double_blocks.", "single_blocks."), "a whole Flux transformer"),
+    ("sd3", _begins("joint_blocks."), "a whole Stable Diffusion 3 transformer"),
     ("vae", _begins("decoder.up_blocks.", "encoder.down_blocks."), "a whole VAE"),
     ("unet", _begins("down_blocks.", "up_blocks.", "mid_block."), "a whole UNet or ControlNet"),
     ("text-encoder", _begins("text_model.", "encoder.layers.", "embeddings."), "a whole text encoder"),

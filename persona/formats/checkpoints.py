@@ -41,6 +41,12 @@ BEGINNINGS = (
     ("text_encoder", ("text_model.", "encoder.layers.")),
 )
 """How the parameters of a component alone begin, under diffusers' names."""
+ORIGINAL_TRANSFORMERS = (
+    (("joint_blocks.",), "Stable Diffusion 3", "SD3Transformer2DModel"),
+    (("double_blocks.", "single_blocks."), "Flux", "FluxTransformer2DModel"),
+)
+"""Whole transformers in their authors' own names: how a block begins, the model, the class of diffusers' that reads it.
+"""
 LARGEST_JSON = 1 << 24
 
 
@@ -51,7 +57,30 @@ def is_whole_model(state: State) -> bool:
         name.endswith((".lora_down.weight", ".lora_A.weight", ".alpha", ".diff")) or "lora" in name for name in names
     ):
         return False
-    return ldm_model.is_ldm(state.tensors) or component_alone(state.tensors) is not None
+    known = ldm_model.is_ldm(state.tensors) or component_alone(state.tensors) is not None
+    return known or _original_transformer(state.tensors) is not None
+
+
+def _original_transformer(tensors: Tensors) -> tuple[str, str] | None:
+    """(model, diffusers' class) of a diffusion transformer in its authors' names, or None."""
+    names = [key.removeprefix(ldm_model.UNET) for key in tensors]
+    found = (
+        (model, reader) for starts, model, reader in ORIGINAL_TRANSFORMERS if any(n.startswith(starts) for n in names)
+    )
+    return next(found, None)
+
+
+def _refuse_transformer(tensors: Tensors, path: str) -> None:
+    """The single files of SD3 and Flux are not converted: said with what to do, not parameter by parameter."""
+    original = _original_transformer(tensors)
+    if original is None:
+        return
+    model, reader = original
+    raise UnreadableFile(
+        f"{path} is a whole {model} model in one file, which persona does not convert; it reads diffusers' folders.",
+        hint=f"python -c 'import diffusers; diffusers.{reader}.from_single_file("
+        f'"{path}").save_pretrained("model/transformer")\'',
+    )
 
 
 def component_alone(tensors: Tensors) -> str | None:
@@ -72,6 +101,7 @@ def read_checkpoint(path: Path | str, *, family: str | None = None) -> Checkpoin
 def checkpoint_of(state: State, path: str, *, family: str | None = None) -> Checkpoint:
     """The model that an opened file holds. Raises UnreadableFile for names nobody knows."""
     tensors, form, wrapped = state.tensors, "ldm", False
+    _refuse_transformer(tensors, path)
     if mindspore_model.is_mindspore(tensors):
         wrapped = mindspore_model.is_wrapped(tensors)
         tensors, form = mindspore_model.from_mindspore(tensors), "wukong" if wrapped else "mindspore"
