@@ -3,88 +3,66 @@
     python benchmarks/matrix.py                    write docs/matrix.md
     python benchmarks/matrix.py --family sd1       print one family's table
 
-For each family a LoRA in float16 is made on one attention projection of every form (all widths of the real model, one
-of the equal blocks), alpha 3 of rank 4, so that no scale is a power of two. It is written in every dialect, converted
-to every other, read back, and each ΔW compared with the source's by the oracle; then converted back, and its tensors
-compared bit for bit with the first file's. A second table does the same for each algorithm, from kohya's dialect."""
+For each family a LoRA in float16 is made on one whole block of every form and width of each component, alpha 3 of rank
+4, so that no scale is a power of two. It is written in every dialect, converted to every other, read back, and each ΔW
+compared with the source's; then converted back, and its tensors compared bit for bit with the first file's. A second
+table does the same for each algorithm, from kohya's dialect."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
+import shutil
 import sys
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # persona, where it is not installed
+sys.path.insert(0, str(Path(__file__).parent))
+
+from matrix_adapters import algorithms, counted, plain_lora
+from matrix_measure import Factors, by_oracle, distance, is_zero, low_rank, witnesses
 
 import persona
 from persona.api import host
 from persona.core.adapters.certificate import relative_error
-from persona.core.adapters.entry import Adapter, Entry, Magnitude, Scale
-from persona.core.adapters.evidence import form
-from persona.core.adapters.family import Module, inventory
-from persona.core.adapters.tensor import in_memory
+from persona.core.adapters.entry import Adapter
+from persona.core.adapters.fusion import members
 from persona.exchange.choices import suffix_for
+from persona.exchange.convert import Wish, deliver
 from persona.formats.models.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "matrix.md"
 SHOWN = ("sd1", "sdxl", "sd3", "flux1")
-RANK, ALPHA = 4, 3.0
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+PART = "◐"
 WORST = {"R": 0.0, "F": 2.0**-9, "E": 2.0**-9, "S": 1.0}
 """The relative error of ΔW that a cell may have: float16 rounds by 2⁻¹¹ of a value, and factors multiply."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A conversion that was made: its letter, the worst relative error of ΔW, whether it comes back bit for bit."""
+    """A conversion that was made: its letter, the worst relative error of ΔW, whether it comes back bit for bit, and
+    how many modules were left out."""
 
     letter: str
     error: float = 0.0
     back: bool = False
     reason: str = ""
+    dropped: int = 0
 
     def __str__(self) -> str:
-        if self.letter == "×":
-            return "×"
-        return self.letter + ("=" if self.back else "")
-
-
-def attention_modules(family: str) -> list[Module]:
-    """The attention projections of one block of every width and kind in the denoiser: whole blocks, so that dialects
-    which join q, k and v find all three."""
-    config = FAMILIES[family].components[FAMILIES[family].denoiser][0]
-    blocks: dict[tuple[str, tuple[int, ...]], str] = {}
-    for path, module in inventory(config).items():
-        block, found, rest = path.rpartition(".to_k")
-        if found and not rest and ".attn" in path:
-            blocks.setdefault((block.rsplit(".", 1)[-1] + form(path).split(".")[0][:6], module.shape), block)
-    wanted = set(blocks.values())
-    return [m for p, m in inventory(config).items() if p.endswith(ATTENTION) and p.rsplit(".to_", 1)[0] in wanted]
-
-
-def plain_lora(family: str) -> Adapter:
-    """Low-rank deltas on `attention_modules`, float16, alpha 3 of rank 4."""
-    random = np.random.default_rng(7)
-    component = FAMILIES[family].denoiser
-    entries = {}
-    for module in attention_modules(family):
-        out, into = module.shape[:2]
-        factors = {
-            "down": in_memory((random.standard_normal((RANK, into)) / 8).astype(np.float16)),
-            "up": in_memory((random.standard_normal((out, RANK)) / 8).astype(np.float16)),
-        }
-        scale = Scale(ALPHA, RANK, "rank", "told")
-        entries[component, module.path] = Entry(component, module.path, "lora", factors, scale, kernel=module.kernel)
-    return Adapter(family, entries, families=frozenset({family}))
+        return self.letter + ("=" if self.back else "") + (PART if self.dropped else "")
 
 
 def dialects() -> dict[str, Any]:
@@ -101,9 +79,11 @@ def ending(dialect: Any) -> str:
 
 
 def letter_of(steps: Iterable[Any]) -> str:
-    """R, F, E or S by the worst of a plan's steps."""
+    """R, F, E or S by the worst of a plan's steps; modules that were left out do not count."""
     worst = "R"
     for step in steps:
+        if step.action == "drop":
+            continue
         if step.cost == "approximate":
             return "S"
         if step.cost == "one rounding":
@@ -113,116 +93,131 @@ def letter_of(steps: Iterable[Any]) -> str:
     return worst
 
 
-def made(source: Path, target: Path, to: str, family: str, known: Mapping[str, Any]) -> Cell:
-    """Convert, read back, compare every ΔW with `known`."""
+def made(source: Path, target: Path, to: str, family: str, before: Adapter, known: dict[str, Factors]) -> Cell:
+    """Convert, read back, compare every ΔW with that of `before`, whose factors are `known`."""
     try:
-        report = persona.convert(source, target, to=to, family=family, alpha=None)
-        deltas = persona.load(target, family=family).deltas()
+        report = persona.convert(source, target, to=to, family=family, drop=True)
+        after = persona.load(target, family=family)
     except persona.PersonaError as error:
         return Cell("×", reason=error.message)
-    if set(deltas) != set(known):
-        # a joined module also names parts that were not there: rows of zeros
-        added = [name for name in deltas if name not in known]
-        if any(name not in deltas for name in known) or any(deltas[name].any() for name in added):
-            raise AssertionError(f"{source} -> {target}: other modules than before")
-    error = max(relative_error(known[name], deltas[name].reshape(known[name].shape)) for name in known)
+    assert isinstance(after, Adapter)
+    found = low_rank(after)
+    dropped = left_out(report.steps)
+    if set(known) - set(found) != set(dropped):
+        raise AssertionError(f"{source.name} -> {to}: what is missing is not what was said to be left out")
+    # a joined module also names parts that were not there: rows of zeros
+    if any(not is_zero(found[name]) for name in found if name not in known):
+        raise AssertionError(f"{source.name} -> {to}: other modules than before")
+    errors = {name: distance(known[name], found[name]) for name in known if name in found}
+    for name, error in by_oracle(before, after, witnesses({name: known[name] for name in errors})).items():
+        if abs(error - errors[name]) > 1e-6:
+            raise AssertionError(f"{source.name} -> {to}: {name}: {errors[name]:.2e}, by the oracle {error:.2e}")
     letter = letter_of(report.steps)
-    if error > WORST[letter]:
-        raise AssertionError(f"{source.name} -> {to}: {letter} has an error of {error:.2e}")
-    return Cell(letter, error)
+    if max(errors.values()) > WORST[letter]:
+        raise AssertionError(f"{source.name} -> {to}: {letter} has an error of {max(errors.values()):.2e}")
+    return Cell(letter, max(errors.values()), dropped=len(dropped))
 
 
-def same_tensors(first: Path, second: Path) -> bool:
-    """Whether two files or folders hold the same tensors, bit for bit, under the same names."""
-    files = [path / "adapter_model.safetensors" if path.is_dir() else path for path in (first, second)]
-    left, right = (persona.read_state(path) for path in files)
-    return set(left) == set(right) and all(
-        np.asarray(left[name]).tobytes() == np.asarray(right[name]).tobytes() for name in left
-    )
+def left_out(steps: Iterable[Any]) -> dict[str, str]:
+    """`component.path` -> why, of each module that `--drop` left out; a joined one by its parts."""
+    found = {}
+    for step in steps:
+        if step.action == "drop":
+            component, _, path = step.module.partition(".")
+            found.update({f"{component}.{part}": step.detail for part in members(path)})
+    return found
 
 
-def family_table(family: str, folder: Path) -> tuple[dict[tuple[str, str], Cell], dict[str, str]]:
-    """Every cell of a family, (from, to) -> Cell; and the dialects that cannot spell it, with the reason."""
+def same_tensors(first: Path, second: Path, *, part: bool) -> bool:
+    """Whether two files or folders hold the same tensors, bit for bit, under the same names; with `part`, whether
+    those of the second are all in the first."""
+    left, right = tensors(first), tensors(second)
+    names = set(left) >= set(right) if part else set(left) == set(right)
+    return names and all(np.asarray(left[name]).tobytes() == np.asarray(right[name]).tobytes() for name in right)
+
+
+def tensors(path: Path) -> dict[str, Any]:
+    """Every tensor of a file, or of a PEFT folder and the folders of its components in it, by name."""
+    if not path.is_dir():
+        return dict(persona.read_state(path))
+    files = path.rglob("adapter_model.safetensors")
+    return {
+        f"{one.parent.name}/{name}" if one.parent != path else name: ref
+        for one in files
+        for name, ref in persona.read_state(one).items()
+    }
+
+
+@dataclass(frozen=True)
+class Table:
+    """A family's cells, (from, to) -> Cell; what each dialect leaves out of the whole adapter, by reason; those that
+    cannot spell any of it, with the reason; and what was converted."""
+
+    cells: dict[tuple[str, str], Cell]
+    held: dict[str, tuple[str, Counter[str]]]
+    absent: dict[str, str]
+    content: str
+    seconds: float = 0.0
+    peak: int = 0
+
+
+def family_table(family: str, folder: Path) -> Table:
+    """Every cell of a family."""
     adapter = plain_lora(family)
-    cells: dict[tuple[str, str], Cell] = {}
-    absent: dict[str, str] = {}
-    start = folder / "start.safetensors"
-    persona.save(adapter, start, to="kohya")
+    table = Table({}, {}, {}, counted(adapter.entries))
+    firsts: dict[str, Path] = {}
     for source, spoken in dialects().items():
         first = folder / f"{source}{ending(spoken)}"
         try:
-            persona.convert(start, first, to=source, family=family)
-            before = persona.load(first, family=family).deltas()
-            known = {name: before[name] for name in before}
+            report = deliver(adapter, [], first, Wish(to=source, family=family, drop=True), host())
+            persona.load(first, family=family)
         except persona.PersonaError as error:
-            absent[source] = error.message
+            table.absent[source] = error.message.replace(f"{folder}{os.sep}", "")
             continue
-        for target, heard in dialects().items():
-            second = folder / f"{source} to {target}{ending(heard)}"
-            cell = made(first, second, target, family, known)
+        firsts[source] = first
+        dropped = left_out(report.steps)
+        kept = counted(key for key in adapter.entries if ".".join(key) not in dropped)
+        table.held[source] = kept, Counter(dropped.values())
+    for source, first in firsts.items():
+        before = persona.load(first, family=family)
+        assert isinstance(before, Adapter)
+        known = low_rank(before)
+        for target in firsts:
+            second = folder / f"{source} to {target}{ending(dialects()[target])}"
+            cell = made(first, second, target, family, before, known)
             if cell.letter != "×":
-                cell = Cell(cell.letter, cell.error, comes_back(first, second, source, family, folder))
-            cells[source, target] = cell
-    return {key: cell for key, cell in cells.items() if key[1] not in absent}, absent
+                cell = replace(cell, back=comes_back(first, second, source, family, folder, part=cell.dropped > 0))
+                remove(second)
+            table.cells[source, target] = cell
+    return table
 
 
-def family_cells(family: str) -> tuple[dict[tuple[str, str], Cell], dict[str, str]]:
-    """`family_table` in a temporary folder."""
+def remove(path: Path) -> None:
+    """A file or a folder that is no longer needed."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def family_cells(family: str) -> Table:
+    """`family_table` in a temporary folder, with the processor time and the peak memory (bytes) of making it."""
+    started = time.process_time()
     with tempfile.TemporaryDirectory(prefix="persona-matrix-") as name:
-        return family_table(family, Path(name))
+        table = family_table(family, Path(name))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return replace(table, seconds=time.process_time() - started, peak=peak)
 
 
-def comes_back(first: Path, second: Path, dialect: str, family: str, folder: Path) -> bool:
-    """Whether converting back gives the first file's tensors."""
+def comes_back(first: Path, second: Path, dialect: str, family: str, folder: Path, *, part: bool) -> bool:
+    """Whether converting back gives the first file's tensors, those of every module that was not left out."""
     third = folder / f"back {second.name} {dialect}{first.suffix}"
     try:
         persona.convert(second, third, to=dialect, family=family)
     except persona.PersonaError:
         return False
-    return same_tensors(first, third)
-
-
-def algorithms() -> dict[str, Adapter]:
-    """One adapter for each algorithm, on modules of SD1's UNet, float32."""
-    random = np.random.default_rng(11)
-    query = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"  # 320 x 320
-    conv = "down_blocks.1.resnets.0.conv1"  # 640 x 320 x 3 x 3
-    norm = "down_blocks.0.resnets.0.norm1"  # 320
-
-    def numbers(*shape: int) -> Any:
-        return in_memory((random.standard_normal(shape) / 8).astype(np.float32))
-
-    def one(path: str, algorithm: str, factors: dict[str, Any], mode: str = "rank", **more: Any) -> Adapter:
-        scale = Scale(ALPHA if mode == "rank" else None, RANK, mode, "told" if mode == "rank" else "not applicable")  # type: ignore[arg-type]
-        entry = Entry("unet", path, algorithm, factors, scale, **more)  # type: ignore[arg-type]
-        return Adapter("sd1", {("unet", path): entry}, families=frozenset({"sd1"}))
-
-    linear = {"down": numbers(RANK, 320), "up": numbers(320, RANK)}
-    halves = {"w1_a": numbers(320, 2), "w1_b": numbers(2, 320), "w2_a": numbers(320, 2), "w2_b": numbers(2, 320)}
-    return {
-        "LoRA, linear": one(query, "lora", linear),
-        "LoRA, 3x3 convolution": one(
-            conv, "lora", {"down": numbers(RANK, 320, 3, 3), "up": numbers(640, RANK, 1, 1)}, kernel=(3, 3)
-        ),
-        "LoRA, Tucker": one(
-            conv,
-            "lora",
-            {"down": numbers(RANK, 320, 1, 1), "mid": numbers(RANK, RANK, 3, 3), "up": numbers(640, RANK, 1, 1)},
-            kernel=(3, 3),
-        ),
-        "DoRA, output axis": one(query, "lora", linear, magnitude=Magnitude(numbers(320), "out")),
-        "DoRA, input axis": one(query, "lora", linear, magnitude=Magnitude(numbers(320), "in")),
-        "LoHa": one(query, "loha", halves),
-        "LoKr": one(query, "lokr", {"w1": numbers(16, 16), "w2_a": numbers(20, RANK), "w2_b": numbers(RANK, 20)}),
-        "IA3": one(query, "ia3", {"weight": numbers(320), "on_input": in_memory(np.array(False))}, "none"),
-        "GLoRA": one(
-            query,
-            "glora",
-            {"a1": numbers(320, RANK), "a2": numbers(RANK, 320), "b1": numbers(320, RANK), "b2": numbers(RANK, 320)},
-        ),
-        "whole difference": one(query, "full", {"diff": numbers(320, 320)}, "none"),
-        "norm difference": one(norm, "norm", {"diff": numbers(320)}, "none"),
-    }
+    same = same_tensors(first, third, part=part)
+    if part and same:  # a module lost on the way back would leave fewer tensors, all of them right
+        same = len(low_rank(persona.load(third, family=family))) == len(low_rank(persona.load(second, family=family)))
+    remove(third)
+    return same
 
 
 def algorithm_table(folder: Path) -> dict[tuple[str, str], Cell]:
@@ -276,11 +271,25 @@ def reasons(cells: Mapping[tuple[str, str], Cell]) -> list[str]:
     return [f"- {target}: {reason}" for target, reason in found.items()]
 
 
+def holdings(table: Table) -> list[str]:
+    """What each dialect holds of the whole adapter, and why it leaves out the rest."""
+    lines = ["| dialect | holds | leaves out |", "|---|---|---|"]
+    for name, (kept, dropped) in table.held.items():
+        why = "; ".join(f"{number}: {reason}" for reason, number in dropped.items())
+        lines.append(f"| {name} | {kept} | {why or 'nothing'} |")
+    return lines
+
+
 HEAD = """# From any dialect to any other
 
-Written by `python benchmarks/matrix.py`, which really makes every conversion: a float16 LoRA (alpha 3, rank 4) on the
-attention projections of the family's denoiser, at the model's real widths. Each ΔW that comes out is compared with the
-one that went in by the oracle (`persona/core/adapters/delta.py`).
+Written by `python benchmarks/matrix.py`, which really makes every conversion: a float16 LoRA (alpha 3, rank 4) at the
+model's real widths, on every linear layer and convolution of one whole block of each form and width, in every component
+(denoiser and text encoders, T5 too): attention, feed-forward, projections, modulation, resnets, samplers, embedders.
+Blocks that repeat one of these (same form, same shapes) are left out; Stable Diffusion 3 is the medium one.
+
+Each ΔW that comes out is compared with the one that went in: by Gram matrices of the factors (equal factors are an
+error of 0), and for one module of each component also by the oracle (`persona/core/adapters/delta.py`); both agree.
+What a row starts from is what its dialect holds of the adapter, listed below each table.
 
 | letter | meaning | relative error of ΔW allowed here |
 |---|---|---|
@@ -289,10 +298,31 @@ one that went in by the oracle (`persona/core/adapters/delta.py`).
 | F | the scale goes into the factors: one rounding | 2⁻⁹ |
 | S | singular values, an approximation (only with `--rank`) | |
 | W | needs the base model's weight (`--base`) | |
-| × | refused: the target has no name or no place for it | |
+| × | refused: the target has no name or no place for any of it | |
 
 `=` behind a letter: converted back, every tensor of the first file is there again, bit for bit.
+`◐` behind a letter: part. The target cannot hold every module of the source: the conversion is refused without
+`--drop`, and with it, as here, leaves those modules out and names them; letter, error and `=` are of those it holds.
+
+A dialect is "not in" a family's table when it could not write that adapter at all. `--drop` leaves out what a dialect
+has no slot for; a module that has a slot but no name there is still an error for the whole file.
 """
+
+
+def family_section(family: str, table: Table) -> list[str]:
+    """A family's tables and figures."""
+    held = [cell for cell in table.cells.values() if cell.letter != "×"]
+    lines = [f"## {FAMILIES[family].title}", "", f"Modules: {table.content}.", ""]
+    lines += [*as_markdown(table.cells, "from \\ to"), ""]
+    lines += [
+        f"{len(held)} conversions, {sum(cell.dropped > 0 for cell in held)} of a part, "
+        f"{sum(cell.back for cell in held)} come back bit for bit, "
+        f"worst relative error {max(cell.error for cell in held):.1e}.",
+        "",
+    ]
+    lines += [*holdings(table), ""]
+    lines += [*[f"- not in {name}: {reason}" for name, reason in table.absent.items()], ""] if table.absent else []
+    return lines + (["Refused because:", "", *reasons(table.cells), ""] if len(held) < len(table.cells) else [])
 
 
 def main() -> int:
@@ -300,28 +330,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=SHOWN, help="print this family's table only")
     arguments = parser.parse_args()
-    if not arguments.family:
-        with tempfile.TemporaryDirectory(prefix="persona-matrix-") as name:
-            by_algorithm = algorithm_table(Path(name))
+    if arguments.family:
+        table = family_cells(arguments.family)
+        print("\n".join(family_section(arguments.family, table)))
+        print(f"{table.seconds:.0f} s of processor time, peak {table.peak / 2**20:.0f} MiB")
+        return 0
+    started = time.process_time()
+    with tempfile.TemporaryDirectory(prefix="persona-matrix-") as name:
+        by_algorithm = algorithm_table(Path(name))
+    seconds = time.process_time() - started
+    with ProcessPoolExecutor(min(len(SHOWN), os.cpu_count() or 1, 2), max_tasks_per_child=1) as pool:
+        tables = list(pool.map(family_cells, SHOWN))
+    seconds += sum(table.seconds for table in tables)
     lines = [HEAD]
-    families = [arguments.family] if arguments.family else list(SHOWN)
-    with ProcessPoolExecutor(min(len(families), os.cpu_count() or 1)) as pool:
-        tables = list(pool.map(family_cells, families))
-    for family, (cells, absent) in zip(families, tables, strict=True):
-        worst = max(cell.error for cell in cells.values())
-        back = sum(cell.back for cell in cells.values())
-        kept = sum(cell.letter != "×" for cell in cells.values())
-        lines += [f"## {FAMILIES[family].title}", "", *as_markdown(cells, "from \\ to"), ""]
-        lines += [f"{kept} conversions, {back} come back bit for bit, worst relative error {worst:.1e}.", ""]
-        lines += [*[f"- not in {name}: {reason}" for name, reason in absent.items()], ""] if absent else []
-        lines += ["Refused because:", "", *reasons(cells), ""] if kept < len(cells) else []
-    if not arguments.family:
-        lines += ["## By algorithm", "", "From a kohya (LyCORIS) file with one module of Stable Diffusion 1.x.", ""]
-        lines += [*as_markdown(by_algorithm, "algorithm \\ to"), ""]
-        PAGE.write_text("\n".join(lines), encoding="utf-8")
-        print(f"wrote {PAGE}")
-    else:
-        print("\n".join(lines))
+    lines += [
+        f"Made on {date.today().isoformat()} in {seconds:.0f} s of processor time, at most two families at once; "
+        f"the largest process had {max(table.peak for table in tables) / 2**20:.0f} MiB at its peak.",
+        "",
+    ]
+    for family, table in zip(SHOWN, tables, strict=True):
+        lines += family_section(family, table)
+    lines += ["## By algorithm", "", "From a kohya (LyCORIS) file with one module of Stable Diffusion 1.x.", ""]
+    lines += [*as_markdown(by_algorithm, "algorithm \\ to"), ""]
+    PAGE.write_text("\n".join(lines), encoding="utf-8")
+    print(f"wrote {PAGE}")
     return 0
 
 
