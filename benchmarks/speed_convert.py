@@ -1,10 +1,11 @@
 """What it takes to convert, as whole processes, beside `cp` and fsync of the same bytes in the same run; and how much
 memory. The files are made here: a LoRA of SDXL's size (560 attention modules, rank 16, float16, 44 MiB) in several
-dialects, and a batch of them."""
+dialects, and a batch of them; with --large a whole model of 3.9 GB as well."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import shutil
 import subprocess
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this measurement."""
     parser.add_argument("--repetitions", type=int, default=5, help="of every single conversion (default: 5)")
     parser.add_argument("--megabytes", type=int, default=1000, help="size of the batch (default: 1000)")
+    parser.add_argument("--large", action="store_true", help="a 4 GB model too (needs 10 GB of disk)")
     parser.add_argument("--folder", default=None, help="where the files are made (default: a temporary folder)")
 
 
@@ -75,11 +77,25 @@ class Spent:
     memory: float
 
 
+@functools.cache
+def bytecode_folder() -> tempfile.TemporaryDirectory[str]:
+    """Where the measured processes keep compiled modules, for as long as this process runs."""
+    return tempfile.TemporaryDirectory(prefix="persona-bytecode-")
+
+
+def as_installed() -> dict[str, str]:
+    """The environment of what is measured: modules are compiled once, as an installed persona's are, even where
+    PYTHONDONTWRITEBYTECODE keeps a checkout clean."""
+    variables = {**environment(), "PYTHONPYCACHEPREFIX": bytecode_folder().name}
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)
+    return variables
+
+
 def process(arguments: Sequence[str]) -> Spent:
     """Run it to its end. This process stays small, because a child's peak begins with its parent's size.
     Raises RuntimeError when it fails."""
     start = time.perf_counter()
-    child = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    child = subprocess.Popen(arguments, env=as_installed(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert child.stderr is not None
     said = child.stderr.read()
     _, status, usage = os.wait4(child.pid, 0)
@@ -115,9 +131,14 @@ def measure(arguments: argparse.Namespace) -> Result:
         for number, (dialect, ending) in enumerate(KINDS):
             sources.append(folder / f"{dialect}{ending}")
             process([sys.executable, __file__, str(sources[-1]), dialect, str(number)])
-        one = _singles(folder, sources, arguments.repetitions)
-        batch = _batch(folder, sources, arguments.megabytes)
-    return Result(one.rows + batch.rows, {**one.facts, **batch.facts}, one.wrong + batch.wrong)
+        found = [_singles(folder, sources, arguments.repetitions), _batch(folder, sources, arguments.megabytes)]
+        if arguments.large:
+            from speed_convert_large import large  # it takes its tools from here
+
+            shutil.rmtree(folder / "batch")
+            found.append(large(folder))
+    facts = {name: fact for one in found for name, fact in one.facts.items()}
+    return Result([row for one in found for row in one.rows], facts, [line for one in found for line in one.wrong])
 
 
 def _singles(folder: Path, sources: Sequence[Path], repetitions: int) -> Result:
