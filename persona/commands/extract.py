@@ -7,18 +7,18 @@ from pathlib import Path
 
 import click
 
+from persona.commands.writing_options import writes_an_adapter
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("tuned", metavar="TUNED")
 @click.argument("destination", metavar="OUT")
 @click.option("--base", required=True, metavar="MODEL", help="The model TUNED was trained from.")
-@click.option("--rank", type=click.IntRange(1), metavar="RANK", help="The rank of every module, at most (16).")
-@click.option("--energy", type=float, metavar="SHARE", help="Smallest rank that keeps this share of the squared norm.")
-@click.option("--to", metavar="DIALECT", help="Spelling of the output; default: the usual one of OUT's ending.")
-@click.option("--dtype", default="float16", show_default=True, metavar="DTYPE", help="float16, bfloat16 or float32.")
-@click.option("--family", metavar="FAMILY", help="Base architecture, where names and shapes leave it open.")
-@click.option("--force", is_flag=True, help="Overwrite OUT.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@writes_an_adapter(
+    rank="The rank of every module, at most (16).",
+    to="the usual one of OUT's ending",
+    dtype="float16",
+)
 @click.pass_context
 def extract(
     context: click.Context,
@@ -28,7 +28,7 @@ def extract(
     rank: int | None,
     energy: float | None,
     to: str | None,
-    dtype: str,
+    dtype: str | None,
     family: str | None,
     force: bool,
     as_json: bool,
@@ -49,7 +49,7 @@ def extract(
     path = Path(destination).expanduser()
     refuse_existing(path, overwrite=force)
     rank = 16 if rank is None and energy is None else rank
-    found = difference(base_weights(tuned), base_weights(base), rank, energy, dtype=dtype_called(dtype))
+    found = difference(base_weights(tuned), base_weights(base), rank, energy, dtype=dtype_called(dtype or "float16"))
     adapter = with_family(found.adapter, family)
     report = deliver(adapter, [], path, Wish(to=to, force=force), _host(context), kept_notes(found))
     if as_json:

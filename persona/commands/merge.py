@@ -7,18 +7,18 @@ from pathlib import Path
 
 import click
 
+from persona.commands.writing_options import writes_an_adapter
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("paths", nargs=-1, metavar="FILE[:STRENGTH]... OUT", required=True)
 @click.option("--into", "base", metavar="MODEL", help="Merge into this base model; OUT is then a new diffusers folder.")
-@click.option("--rank", type=click.IntRange(1), metavar="RANK", help="Truncate the sum to this rank (SVD).")
-@click.option("--energy", type=float, metavar="SHARE", help="Smallest rank that keeps this share of ‖ΔW‖² (0.95).")
-@click.option("--to", metavar="DIALECT", help="Spelling of the output; default: the usual one of OUT's ending.")
-@click.option("--dtype", metavar="DTYPE", help="float16, bfloat16 or float32; default: the widest of the sources.")
-@click.option("--alpha", type=float, metavar="ALPHA", help="LoRA alpha, where files have none.")
-@click.option("--family", metavar="FAMILY", help="Base architecture, where names and shapes leave it open.")
-@click.option("--force", is_flag=True, help="Overwrite OUT.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@writes_an_adapter(
+    rank="Truncate the sum to this rank (SVD).",
+    to="the usual one of OUT's ending",
+    dtype="the widest of the sources",
+    alpha="LoRA alpha, where files have none.",
+)
 @click.pass_context
 def merge(
     context: click.Context,

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import click
 
+from persona.commands.writing_options import writes_an_adapter
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("source", metavar="IN")
 @click.argument("destination", metavar="OUT")
-@click.option("--rank", type=click.IntRange(1), metavar="RANK", help="The rank of every module, at most.")
-@click.option("--energy", type=float, metavar="SHARE", help="Smallest rank that keeps this share of ‖ΔW‖² (0.95).")
-@click.option("--to", metavar="DIALECT", help="Spelling of the output; default: that of IN.")
-@click.option("--dtype", metavar="DTYPE", help="float16, bfloat16 or float32; default: as it is.")
-@click.option("--alpha", type=float, metavar="ALPHA", help="LoRA alpha, where the file has none.")
-@click.option("--family", metavar="FAMILY", help="Base architecture, where names and shapes leave it open.")
-@click.option("--force", is_flag=True, help="Overwrite OUT.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@writes_an_adapter(
+    rank="The rank of every module, at most.",
+    to="that of IN",
+    dtype="as it is",
+    alpha="LoRA alpha, where the file has none.",
+)
 @click.pass_context
 def resize(
     context: click.Context,
