@@ -9,33 +9,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from persona.core.adapters.entry import Adapter, Entry
-from persona.core.adapters.evidence import decide
+from persona.core.adapters.evidence import is_known
 from persona.core.adapters.reshaping import reshaped
 from persona.core.adapters.slots import Slots
 from persona.core.host.contracts import Evidence, Output, State, Told
 from persona.core.host.errors import ConversionError, UnreadableFile
 from persona.formats.dialects.entries import StoredScale
-from persona.formats.dialects.family_choice import settle_family
 from persona.formats.dialects.lora_config import alpha_from, config_of, matching
 from persona.formats.dialects.metadata import carried
-from persona.formats.dialects.places import prefixed, unprefixed
+from persona.formats.dialects.peft_components import auto_mapping, components_told, spellings
+from persona.formats.dialects.places import diffusers_path, prefixed, unprefixed
 from persona.formats.dialects.spelling import spelled
 from persona.formats.dialects.table import Place, TableDialect, anywhere
 from persona.formats.models.families import FAMILIES
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 READABLE = ("LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT")
-BASE_CLASSES = {
-    "unet": ("UNet2DConditionModel", "diffusers.models.unets.unet_2d_condition"),
-    "transformer": ("FluxTransformer2DModel", "diffusers.models.transformers.transformer_flux"),
-    "text_encoder": ("CLIPTextModel", "transformers.models.clip.modeling_clip"),
-    "text_encoder_2": ("CLIPTextModelWithProjection", "transformers.models.clip.modeling_clip"),
-    "text_encoder_3": ("T5EncoderModel", "transformers.models.t5.modeling_t5"),
-}
 SUFFIXES = {
     "down": ".lora_A.weight",
     "up": ".lora_B.weight",
@@ -47,14 +39,22 @@ SUFFIXES = {
 }
 
 
-def place(module: str) -> Place | None:
-    """`base_model.model.<path>`, perhaps with a component in between."""
+def place(module: str, components: Sequence[str] = ()) -> Place | None:
+    """`base_model.model.<path>`, perhaps with a component in between; else it is the first of `components`, those that
+    the folder or its config name, to have such a module."""
     name = module.removeprefix("base_model.model.")
     if name == module:
         return None
-    if name.startswith("encoder.block."):  # T5, third in SD3 and second in Flux.1: `PeftFolder.read` moves it
+    written = prefixed(name)
+    if written is not None:
+        return written
+    for component in components:
+        path = diffusers_path(component, name)
+        if is_known(component, path, FAMILIES):
+            return Place(component, path, name)
+    if name.startswith("encoder.block."):  # T5, third in SD3 and second in Flux.1
         return Place("text_encoder_3", name, name)
-    return prefixed(name) or unprefixed(name)
+    return unprefixed(name)
 
 
 def scales(state: State, told: Told) -> StoredScale:
@@ -133,9 +133,8 @@ class PeftFolder:
     def read(self, state: State, told: Told) -> Adapter:
         """See Dialect.read. The keys do not say which component they belong to: the config does, or the folder's name
         when it is a component's."""
-        adapter = TABLE.read(state, told)
-        component = _component(told)
-        return adapter if component is None else _moved(adapter, component, told)
+        components = components_told(state, told)
+        return replace(TABLE, places=anywhere(lambda module: place(module, components))).read(state, told)
 
     def write(self, adapter: Adapter) -> Sequence[Output]:
         """Weights and config for each component, in a folder of its own when there are several."""
@@ -151,12 +150,13 @@ class PeftFolder:
 
 def _folder(prefix: str, component: str, entries: Sequence[Entry], adapter: Adapter) -> list[Output]:
     tensors = {}
+    mapping = auto_mapping(component, entries, adapter)
     for entry in entries:
-        tensors.update(spelled(_flattened(entry), f"base_model.model.{entry.path}", SUFFIXES, TABLE.slots, ()))
-    base_class, library = BASE_CLASSES[component]
+        for name in spellings(entry.path, mapping):
+            tensors.update(spelled(_flattened(entry), f"base_model.model.{name}", SUFFIXES, TABLE.slots, ()))
     config = {
         "task_type": None,
-        "auto_mapping": {"base_model_class": base_class, "parent_library": library},
+        "auto_mapping": mapping,
         "base_model_name_or_path": None,
         "inference_mode": True,
         "modules_to_save": None,
@@ -206,24 +206,6 @@ def _flattened(entry: Entry) -> Entry:
         for n, r in entry.factors.items()
     }
     return replace(entry, factors=flat)
-
-
-def _component(told: Told) -> str | None:
-    folder = Path(told.path).parent.name
-    if folder in BASE_CLASSES:
-        return folder
-    mapping = told.configs.get(CONFIG, {}).get("auto_mapping")
-    base_class = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
-    return next((name for name, (known, _) in BASE_CLASSES.items() if known == base_class), None)
-
-
-def _moved(adapter: Adapter, component: str, told: Told) -> Adapter:
-    if {name for name, _ in adapter.entries} <= {component}:
-        return adapter
-    entries = {(component, path): replace(entry, component=component) for (_, path), entry in adapter.entries.items()}
-    moved = replace(adapter, entries=entries)
-    moved.families, moved.family = settle_family(decide(entries.values(), FAMILIES).families, told, moved)
-    return moved
 
 
 DIALECT = PeftFolder()

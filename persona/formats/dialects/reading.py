@@ -10,6 +10,7 @@ from persona.core.adapters.entry import Adapter, Entry, Leftover, Source
 from persona.core.adapters.evidence import decide, kernel_of, weight_shape
 from persona.core.adapters.family import Family
 from persona.core.adapters.reshaping import same_bits
+from persona.core.adapters.tensor import TensorRef
 from persona.core.host.contracts import State, Told
 from persona.core.host.errors import UnreadableFile
 from persona.formats.dialects.entries import StoredScale, build_entry
@@ -31,6 +32,7 @@ def read_groups(main: TableDialect, others: Sequence[TableDialect], state: State
     locators = _Locators((main, *others), grouped.groups)
     hints: set[str] = set()
     scales: dict[str, StoredScale] = {}
+    twice: list[str] = []
     for one in grouped.groups.values():
         dialect, place = locators.find(one.module)
         if dialect is None or place is None:
@@ -52,7 +54,12 @@ def read_groups(main: TableDialect, others: Sequence[TableDialect], state: State
             paddle=layout.paddle,
         )
         hints |= place.families or set()
-        _add(adapter, with_swapped_halves(entry) if place.original and halves_swapped(entry) else entry)
+        entry = with_swapped_halves(entry) if place.original and halves_swapped(entry) else entry
+        if not _add(adapter, entry):
+            twice.append(entry.name)
+    if twice:
+        modules = f"{len(twice)} modules are" if len(twice) > 1 else f"{twice[0]} is"
+        adapter.notes.append(f"{modules} there twice, bit for bit the same; one was kept")
     _finish(adapter, grouped.bookkeeping, state, told, main.families or (frozenset(hints) if hints else None))
     adapter.leftovers += [_leftover(state, key, "no known suffix") for key in grouped.unexplained]
     for first, second in grouped.duplicates:
@@ -79,19 +86,27 @@ class _Locators:
         return None, None
 
 
-def _add(adapter: Adapter, entry: Entry) -> None:
+def _add(adapter: Adapter, entry: Entry) -> bool:
+    """Whether the module was not there yet. Raises UnreadableFile when it was, with other values."""
     key = (entry.component, entry.path)
     if key not in adapter.entries:
         adapter.entries[key] = entry
-        return
+        return True
     before = adapter.entries[key]
-    same = before.factors.keys() == entry.factors.keys() and before.scale == entry.scale
-    if not same or not all(same_bits(before.factors[name], entry.factors[name]) for name in entry.factors):
+    first, second = _tensors(before), _tensors(entry)
+    same = before.scale == entry.scale and first.keys() == second.keys()
+    if not same or not all(same_bits(first[name], second[name]) for name in first):
         raise UnreadableFile(
             f"{entry.name} is there twice with different values: "
             f"{next(iter(before.origin.values()))} and {next(iter(entry.origin.values()))}."
         )
-    _note_once(adapter, f"{entry.name} is there twice, bit for bit the same; one was kept")
+    return False
+
+
+def _tensors(entry: Entry) -> dict[str, TensorRef]:
+    """Everything of a module that is stored as a tensor, but for alpha."""
+    more = {"bias": entry.bias, "magnitude": entry.magnitude.vector if entry.magnitude else None}
+    return {**entry.factors, **{name: ref for name, ref in more.items() if ref is not None}}
 
 
 def _finish(

@@ -102,6 +102,61 @@ def test_loha_beside_lora_becomes_lora_because_a_folder_has_one_method() -> None
 
 
 @pytest.mark.parametrize(
+    ("family", "class_name", "width", "component"),
+    [
+        ("sdxl", "CLIPTextModel", 768, "text_encoder"),
+        ("sdxl", "CLIPTextModelWithProjection", 1280, "text_encoder_2"),
+        ("sd3", "CLIPTextModelWithProjection", 768, "text_encoder"),
+        ("sd3", "CLIPTextModelWithProjection", 1280, "text_encoder_2"),
+        ("sd3", "T5EncoderModel", 4096, "text_encoder_3"),
+        ("flux1", "T5EncoderModel", 4096, "text_encoder_2"),
+    ],
+)
+def test_a_folder_of_any_name_with_its_family_told(family, class_name, width, component) -> None:
+    """Every class a pipeline has, under the name diffusers' pipelines have it (their model_index.json)."""
+    path = "encoder.block.0.layer.0.SelfAttention.q" if "T5" in class_name else CLIP
+    entry = lora_entry(component, path, width, width)
+    outputs = folders(adapter_of([entry], family))
+    config = outputs[CONFIG].document
+    assert config is not None and config["auto_mapping"]["base_model_class"] == class_name
+    told = Told(family=family, path="/x/out/adapter_model.safetensors", configs={CONFIG: config})
+    read = DIALECT.read(state_of(outputs["adapter_model.safetensors"]), told)
+    assert read.family == family and list(read.entries) == [(component, path)]
+
+
+@pytest.mark.parametrize("told", [None, "sdxl"])
+def test_the_three_folders_of_sdxl_are_one_adapter(tmp_path, told) -> None:
+    entries = [
+        lora_entry("unet", "down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k", 640, 2048, alpha=3.0),
+        lora_entry("text_encoder", CLIP, 768, 768, alpha=1.0),
+        lora_entry("text_encoder_2", CLIP, 1280, 1280, rank=4, alpha=1.0),
+    ]
+    persona.save(adapter_of(entries, "sdxl"), tmp_path / "out", to="peft")
+    read = persona.load(tmp_path / "out", family=told)
+    assert isinstance(read, Adapter) and not read.leftovers
+    assert read.family == "sdxl" if told else "sdxl" in read.families
+    assert set(read.deltas()) == {entry.name for entry in entries}
+    for entry in entries:
+        np.testing.assert_allclose(read.deltas()[entry.name], expected_delta(entry), rtol=1e-5, atol=1e-5)
+
+
+def test_transformers_name_their_class(tmp_path) -> None:
+    for family, class_name in (("sd3", "SD3Transformer2DModel"), ("flux1", "FluxTransformer2DModel")):
+        outputs = folders(adapter_of([lora_entry("transformer", "transformer_blocks.0.attn.to_q", 8, 8)], family))
+        config = outputs[CONFIG].document
+        assert config is not None and config["auto_mapping"]["base_model_class"] == class_name
+
+
+def test_the_first_text_encoder_is_spelt_for_both_generations_of_transformers() -> None:
+    """CLIPTextModel has no `text_model.` level since 5.6; PEFT would warn and change nothing."""
+    outputs = folders(adapter_of([lora_entry("text_encoder", CLIP, 12, 12)], "sd1"))
+    names = {key.split(".lora_")[0] for key in outputs["adapter_model.safetensors"].tensors}
+    assert names == {f"base_model.model.{CLIP}", f"base_model.model.{CLIP.removeprefix('text_model.')}"}
+    read = again(outputs)
+    assert list(read.entries) == [("text_encoder", CLIP)] and any("twice" in note for note in read.notes)
+
+
+@pytest.mark.parametrize(
     "config, words",
     [({"peft_type": "VERA"}, "VERA"), ({"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}, "pissa")],
 )
