@@ -51,7 +51,7 @@ def _clip_width(state: State) -> int | None:
     """The width of the text encoder that the first LoRA of an attention is for, which tells CLIP-L from bigG."""
     for one in group(state.tensors).groups.values():
         if one.module.endswith(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")) and "down" in one.keys:
-            return state.tensors[one.keys["down"]].shape[-1]
+            return next(reversed(state.tensors[one.keys["down"]].shape), None)
     return None
 
 
