@@ -305,8 +305,7 @@ What a row starts from is what its dialect holds of the adapter, listed below ea
 `--drop`, and with it, as here, leaves those modules out and names them; letter, error and `=` are of those it holds.
 
 A dialect is "not in" a family's table when that adapter could not be written in it, or not be read back; where the
-reason names a module or a file, that is a limit of persona. `--drop` leaves out what a dialect has no slot for; one
-module that has a slot but no name there is still an error for the whole file.
+reason names a module or a file, that is a limit of persona.
 """
 
 

@@ -27,10 +27,24 @@ def plan_for(
     if dtype is not None and _widens(adapter, dtype):
         adapter = cast(adapter, dtype)
     joined: Callable[[Adapter], Callable[[Entry], str | None]] | None = getattr(target.dialect, "joined", None)
-    more = {"fused_path": joined(adapter)} if joined is not None else {}
+    more: dict[str, Any] = {"fused_path": joined(adapter)} if joined is not None else {}
+    if hasattr(target.dialect, "speller"):
+        more["spell"] = _lazily(lambda: target.dialect.speller(adapter))
     made = plan(adapter, target.slots, target.name, wishes=Wishes(rank=rank, base=base, drop=drop), **more)
     made.adapter = cast(made.adapter, dtype)
     return made
+
+
+def _lazily(make: Callable[[], Callable[[Entry], object]]) -> Callable[[Entry], object]:
+    """Made at the first module that gets so far: which names a dialect has may depend on what is open otherwise."""
+    made: list[Callable[[Entry], object]] = []
+
+    def spell(entry: Entry) -> object:
+        if not made:
+            made.append(make())
+        return made[0](entry)
+
+    return spell
 
 
 def cast(adapter: Adapter, dtype: str | None) -> Adapter:

@@ -20,7 +20,7 @@ from persona.core.adapters.fusion import is_fused
 from persona.core.adapters.reshaping import reshaped, squeezed
 from persona.core.adapters.slots import Slots
 from persona.core.adapters.splitting import join, split
-from persona.core.host.errors import ConversionError
+from persona.core.host.errors import ConversionError, NoPlace
 
 Cost = Literal["exact", "one rounding", "approximate", "needs base", "refused"]
 ORDER: tuple[Cost, ...] = ("exact", "one rounding", "approximate", "needs base", "refused")
@@ -97,18 +97,22 @@ def plan(
     *,
     wishes: Wishes | None = None,
     fused_path: Callable[[Entry], str | None] = lambda entry: None,
+    spell: Callable[[Entry], object] = lambda entry: None,
 ) -> Plan:
-    """Plan a conversion. `fused_path` names the joined module that a module is part of in the target, if any."""
+    """Plan a conversion. `fused_path` names the joined module that a module is part of in the target, if any; `spell`
+    raises NoPlace for a module as the slots can hold it which the target still has no name for."""
     wishes = wishes or Wishes()
     made = Plan(replace(adapter, entries={}), target)
     entries = _regrouped(adapter.entries.values(), slots, fused_path, made)
     narrowed = _shared_algorithms(entries, slots)
     for entry in entries:
+        before = len(made.steps)
         try:
-            _check_family(adapter, slots)
-            fitted = fit(entry, narrowed[entry.component], wishes, made.steps)
-        except (Refused, ConversionError) as problem:
-            refused = problem if isinstance(problem, Refused) else Refused(str(problem))
+            fitted = _fitted(entry, adapter, slots, narrowed[entry.component], wishes, made.steps)
+            spell(fitted)
+        except (Refused, NoPlace) as problem:
+            refused = problem if isinstance(problem, Refused) else Refused(problem.reason)
+            del made.steps[before:]
             action, cost = ("drop", "approximate") if wishes.drop else ("refuse", refused.cost)
             made.steps.append(Step(entry.name, action, cost, refused.detail))  # type: ignore[arg-type]
             continue
@@ -117,6 +121,15 @@ def plan(
         if slots.embeddings == "beside":
             made.steps.append(Step(embedding.token, "write beside", "exact", "a file of its own"))
     return made
+
+
+def _fitted(entry: Entry, adapter: Adapter, slots: Slots, narrowed: Slots, wishes: Wishes, steps: list[Step]) -> Entry:
+    """`fit`, with every reason against it a Refused."""
+    try:
+        _check_family(adapter, slots)
+        return fit(entry, narrowed, wishes, steps)
+    except ConversionError as problem:
+        raise Refused(str(problem)) from problem
 
 
 def fit(entry: Entry, slots: Slots, wishes: Wishes, steps: list[Step]) -> Entry:

@@ -43,6 +43,15 @@ class ConversionError(PersonaError):
     """The target cannot hold what the source means, or the meaning is not decided."""
 
 
+class NoPlace(ConversionError):
+    """The target has no name or no place for one module, which can therefore be left out; `module` is its name,
+    `reason` what stands in the way."""
+
+    def __init__(self, module: str, reason: str) -> None:
+        super().__init__(f"{module}: {reason}.", hint="--drop leaves such modules out and lists them.")
+        self.module, self.reason = module, reason
+
+
 class OutputExists(PersonaError):
     """Something is already where the result should go; persona overwrites nothing unasked."""
 

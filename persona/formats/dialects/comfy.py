@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 
 from persona.core.adapters.entry import Adapter, Entry
 from persona.core.adapters.slots import LYCORIS, Slots
-from persona.core.host.errors import ConversionError
+from persona.core.host.errors import NoPlace
 from persona.formats.dialects import kohya
 from persona.formats.dialects.metadata import carried
 from persona.formats.dialects.original_places import (
@@ -50,7 +50,7 @@ def names(adapter: Adapter) -> Callable[[Entry], str]:
         if entry.component in ("unet", "transformer"):
             return f"diffusion_model.{original(entry)}"
         if entry.component not in roles:
-            raise ConversionError(f"ComfyUI has no {entry.component} in {adapter.family}.")
+            raise NoPlace(entry.name, f"ComfyUI has no {entry.component} in {adapter.family}")
         return f"text_encoders.{roles[entry.component]}.transformer.{entry.path}"
 
     return name_of

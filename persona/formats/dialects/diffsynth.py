@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from persona.core.adapters.entry import Adapter, Entry
 from persona.core.adapters.slots import Slots
-from persona.core.host.errors import ConversionError
+from persona.core.host.errors import NoPlace
 from persona.formats.dialects.metadata import carried
 from persona.formats.dialects.places import diffusers_path, prefixed, unprefixed
 from persona.formats.dialects.table import Place, TableDialect, anywhere
@@ -52,7 +52,7 @@ def names(adapter: Adapter) -> Callable[[Entry], str]:
 
     def name_of(entry: Entry) -> str:
         if entry.component not in ("unet", "transformer"):
-            raise ConversionError(f"DiffSynth files hold the denoiser alone; {entry.name} has no place.")
+            raise NoPlace(entry.name, "DiffSynth files hold the denoiser alone")
         return entry.path
 
     return name_of
@@ -64,7 +64,7 @@ def blocks_names(adapter: Adapter) -> Callable[[Entry], str]:
     def name_of(entry: Entry) -> str:
         name = unet_to_diffsynth(entry.path) if entry.component == "unet" else None
         if name is None:
-            raise ConversionError(f"{entry.name} has no name in DiffSynth's UNet of 2024.")
+            raise NoPlace(entry.name, "it has no name in DiffSynth's UNet of 2024")
         return name
 
     return name_of

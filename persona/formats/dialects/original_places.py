@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 from persona.core.adapters.entry import Adapter, Entry
-from persona.core.host.errors import ConversionError
+from persona.core.host.errors import ConversionError, NoPlace
 from persona.formats.dialects.places import diffusers_path
 from persona.formats.dialects.table import Place
 from persona.formats.models import ldm_unet, openclip
@@ -38,20 +39,24 @@ class OriginalNames:
     @classmethod
     def of(cls, names: Collection[str]) -> OriginalNames:
         """From every module name of a file, with its prefix."""
-        bare = [without_prefix(name) for name in names]
-        return cls(ldm_unet.layers_of([name for name in bare if "_blocks." in name]))
+        return cls(ldm_unet.layers_of([without_prefix(name) for name in names if "put_blocks." in name]))
 
     def denoiser(self, name: str) -> Place | None:
         """A denoiser's module without its prefix, in the original's names."""
-        path = ldm_unet.to_diffusers(diffusers_path("unet", name), layers=self.layers)
-        if path is not None:
-            return Place("unet", path, name)
-        for names in (FLUX, SD3):
-            found = names.to_diffusers(name)
-            if found is not None and name not in ("context_embedder",):
-                hint = None if name.startswith("final_layer") else frozenset({names.family})
-                return Place("transformer", found, name, True, hint)
-        return None
+        return _denoiser(name, self.layers)
+
+
+@lru_cache(maxsize=16384)
+def _denoiser(name: str, layers: int) -> Place | None:
+    path = ldm_unet.to_diffusers(diffusers_path("unet", name), layers=layers)
+    if path is not None:
+        return Place("unet", path, name)
+    for names in (FLUX, SD3):
+        found = names.to_diffusers(name)
+        if found is not None and name not in ("context_embedder",):
+            hint = None if name.startswith("final_layer") else frozenset({names.family})
+            return Place("transformer", found, name, True, hint)
+    return None
 
 
 def without_prefix(name: str) -> str:
@@ -109,7 +114,7 @@ def unet_topology(adapter: Adapter) -> Topology:
 
 
 def original_denoiser_names(adapter: Adapter) -> Callable[[Entry], str]:
-    """The original's name of each denoiser module, without prefix. Raises ConversionError for one that has none."""
+    """The original's name of each denoiser module, without prefix. Raises NoPlace for one that has none."""
     topology, table = unet_topology(adapter), transformer_names(adapter)
 
     def name_of(entry: Entry) -> str:
@@ -123,7 +128,7 @@ def original_denoiser_names(adapter: Adapter) -> Callable[[Entry], str]:
                 hint="--family flux1 or --family sd3",
             )
         if name is None:
-            raise ConversionError(f"{entry.name} has no name in the original code.")
+            raise NoPlace(entry.name, "it has no name in the original code")
         return name
 
     return name_of

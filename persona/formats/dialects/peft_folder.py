@@ -15,6 +15,7 @@ from persona.core.adapters.entry import Adapter, Entry
 from persona.core.adapters.evidence import is_known
 from persona.core.adapters.reshaping import reshaped
 from persona.core.adapters.slots import Slots
+from persona.core.adapters.tensor import TensorRef
 from persona.core.host.contracts import Evidence, Output, State, Told
 from persona.core.host.errors import ConversionError, UnreadableFile
 from persona.formats.dialects.entries import StoredScale
@@ -136,6 +137,13 @@ class PeftFolder:
         components = components_told(state, told)
         return replace(TABLE, places=anywhere(lambda module: place(module, components))).read(state, told)
 
+    def speller(self, adapter: Adapter) -> Callable[[Entry], dict[str, TensorRef]]:
+        """See TableDialect.speller."""
+        entries = list(adapter.entries.values())
+        components = dict.fromkeys(entry.component for entry in entries)
+        mappings = {one: auto_mapping(one, [e for e in entries if e.component == one], adapter) for one in components}
+        return lambda entry: _tensors(entry, mappings[entry.component])
+
     def write(self, adapter: Adapter) -> Sequence[Output]:
         """Weights and config for each component, in a folder of its own when there are several."""
         components = list(dict.fromkeys(entry.component for entry in adapter.entries.values()))
@@ -152,8 +160,7 @@ def _folder(prefix: str, component: str, entries: Sequence[Entry], adapter: Adap
     tensors = {}
     mapping = auto_mapping(component, entries, adapter)
     for entry in entries:
-        for name in spellings(entry.path, mapping):
-            tensors.update(spelled(_flattened(entry), f"base_model.model.{name}", SUFFIXES, TABLE.slots, ()))
+        tensors.update(_tensors(entry, mapping))
     config = {
         "task_type": None,
         "auto_mapping": mapping,
@@ -167,6 +174,13 @@ def _folder(prefix: str, component: str, entries: Sequence[Entry], adapter: Adap
         Output(tensors, {**metadata, "format": "pt"}, prefix + WEIGHTS),
         Output(name=prefix + CONFIG, document=config),
     ]
+
+
+def _tensors(entry: Entry, mapping: Mapping[str, str] | None) -> dict[str, TensorRef]:
+    made: dict[str, TensorRef] = {}
+    for name in spellings(entry.path, mapping):
+        made.update(spelled(_flattened(entry), f"base_model.model.{name}", SUFFIXES, TABLE.slots, ()))
+    return made
 
 
 def _lora_config(entries: Sequence[Entry]) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from persona.core.adapters.evidence import weight_shape
 from persona.core.adapters.reshaping import reshaped, swapped_halves, transposed
 from persona.core.adapters.slots import Slots
 from persona.core.adapters.tensor import TensorRef, in_memory
-from persona.core.host.errors import ConversionError
+from persona.core.host.errors import NoPlace
 
 
 def spelled(
     entry: Entry, name: str, suffixes: Mapping[str, str], slots: Slots, alpha_shape: tuple[int, ...]
 ) -> dict[str, TensorRef]:
-    """The tensors of one entry under `name`. Raises ConversionError for a factor the dialect has no suffix for."""
+    """The tensors of one entry under `name`. Raises NoPlace for a factor the dialect has no suffix for."""
     tensors: dict[str, TensorRef] = {}
     if entry.path.endswith(("token_embedding", "position_embedding")):
         entry, suffixes = _on_embedding(entry, suffixes)
@@ -42,7 +42,7 @@ def spelled(
 def _on_embedding(entry: Entry, suffixes: Mapping[str, str]) -> tuple[Entry, Mapping[str, str]]:
     """PEFT keeps factors of an embedding transposed under names of their own; no other dialect has a place for them."""
     if suffixes.get("down") != ".lora_A.weight" or entry.algorithm != "lora":
-        raise ConversionError(f"{entry.name}: there is no place for {entry.algorithm} on an embedding in this dialect.")
+        raise NoPlace(entry.name, f"it has no place for {entry.algorithm} on an embedding")
     turned = {
         "lora_embedding_A": transposed(entry.factors["up"]),
         "lora_embedding_B": transposed(entry.factors["down"]),
@@ -52,7 +52,7 @@ def _on_embedding(entry: Entry, suffixes: Mapping[str, str]) -> tuple[Entry, Map
 
 def _suffix(suffixes: Mapping[str, str], factor: str, entry: Entry) -> str:
     if factor not in suffixes:
-        raise ConversionError(f"{entry.name}: there is no place for {factor} ({entry.algorithm}) in this dialect.")
+        raise NoPlace(entry.name, f"it has no place for {factor} ({entry.algorithm})")
     return suffixes[factor]
 
 
@@ -64,7 +64,7 @@ def _spelled_magnitude(entry: Entry, magnitude: Magnitude, suffixes: Mapping[str
         shape = (size, 1) if magnitude.axis == "out" else (1, size)
         return suffixes["dora_scale"], reshaped(magnitude.vector, (*shape, 1, 1) if convolution else shape)
     if magnitude.axis != "out":
-        raise ConversionError(f"{entry.name}: a DoRA vector along the input has no place in this dialect.")
+        raise NoPlace(entry.name, "it has no place for a DoRA vector along the input")
     shape = (1, size, 1, 1) if convolution else (size,)
     return _suffix(suffixes, "magnitude", entry), reshaped(magnitude.vector, shape)
 
@@ -96,7 +96,7 @@ def with_swapped_halves(entry: Entry) -> Entry:
     """Shift and scale exchanged: the row halves of up, of a difference, of the output axis' magnitude."""
     halved = {"lora": ("up",), "full": ("diff", "diff_b"), "loha": ("w1_a", "w2_a")}.get(entry.algorithm)
     if halved is None or "t1" in entry.factors:
-        raise ConversionError(f"{entry.name}: the halves of a {entry.algorithm} modulation cannot be exchanged.")
+        raise NoPlace(entry.name, f"the halves of a {entry.algorithm} modulation cannot be exchanged")
     factors = {name: swapped_halves(ref) if name in halved else ref for name, ref in entry.factors.items()}
     magnitude = entry.magnitude
     if magnitude is not None and magnitude.axis == "out":

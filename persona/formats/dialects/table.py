@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from persona.core.adapters.entry import Adapter, Entry
-from persona.core.adapters.evidence import is_known
 from persona.core.adapters.slots import Slots
 from persona.core.adapters.tensor import TensorRef
 from persona.core.host.contracts import Evidence, Output, State, Told
@@ -18,10 +18,10 @@ from persona.core.host.errors import ConversionError
 from persona.formats.dialects.entries import StoredScale
 from persona.formats.dialects.grammar import Group, group
 from persona.formats.dialects.spelling import halves_swapped, spelled, with_swapped_halves
-from persona.formats.models.families import FAMILIES
+from persona.formats.models.families import has_module
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where a module lies: component, diffusers' path, its name inside the component as the file spells it, whether
     that is the original code's (which has some halves the other way round), and the families so spelt."""
@@ -42,8 +42,10 @@ Names = Callable[[Adapter], Callable[[Entry], str]]
 
 
 def anywhere(place: Callable[[str], Place | None]) -> Places:
-    """Places for a dialect whose names mean the same whatever stands beside them."""
-    return lambda modules: place
+    """Places for a dialect whose names mean the same whatever stands beside them: what a file is asked when its dialect
+    is looked for, it is asked again when it is read, and the files of a batch have mostly the same names."""
+    known = lru_cache(maxsize=4096)(place)
+    return lambda modules: known
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,11 @@ class TableDialect:
         if not self.applies(state, tuple(siblings)):
             return Evidence(0.0)
         grouped = group(state.tensors)
-        if not grouped.groups:
+        spoken = [one for one in grouped.groups.values() if self._speaks(one)]
+        if not spoken:
             return Evidence(0.0)
         place = self.locator(grouped.groups)
-        mine = [g for g in grouped.groups.values() if self._speaks(g) and place(g.module) is not None]
+        mine = [one for one in spoken if place(one.module) is not None]
         if not mine:
             return Evidence(0.0)
         share = len(mine) / len(grouped.groups)
@@ -99,18 +102,28 @@ class TableDialect:
 
     def write(self, adapter: Adapter) -> Sequence[Output]:
         """One file: every entry under this dialect's name for it; see Dialect.write."""
-        if self.names is None:
-            raise ConversionError(f"persona reads {self.name} and does not write it.", hint="--to kohya")
+        spell = self.speller(adapter)
         tensors: dict[str, TensorRef] = {}
-        name_of = self.names(adapter)
         for entry in adapter.entries.values():
-            suffixes = self.suffixes_of(entry) if self.suffixes_of else self.suffixes
-            shown = with_swapped_halves(entry) if self.original and halves_swapped(entry) else entry
-            tensors.update(spelled(shown, name_of(entry), suffixes, self.slots, self.alpha_shape))
+            tensors.update(spell(entry))
         return (Output(tensors, self.header(adapter)),)
 
+    def speller(self, adapter: Adapter) -> Callable[[Entry], dict[str, TensorRef]]:
+        """Each module's tensors under this dialect's names; what it returns raises NoPlace for a module without one.
+        Raises ConversionError when the names depend on something that is open."""
+        if self.names is None:
+            raise ConversionError(f"persona reads {self.name} and does not write it.", hint="--to kohya")
+        name_of = self.names(adapter)
+
+        def spell(entry: Entry) -> dict[str, TensorRef]:
+            suffixes = self.suffixes_of(entry) if self.suffixes_of else self.suffixes
+            shown = with_swapped_halves(entry) if self.original and halves_swapped(entry) else entry
+            return spelled(shown, name_of(entry), suffixes, self.slots, self.alpha_shape)
+
+        return spell
+
     def _speaks(self, group: Group) -> bool:
-        return bool(group.spellings & self.spellings) or group.spellings <= {"any"}
+        return not group.spellings.isdisjoint(self.spellings) or group.spellings <= _ANY
 
     def locator(self, modules: Collection[str]) -> Callable[[str], Place | None]:
         """Where each module lies, for names that some family knows."""
@@ -118,9 +131,12 @@ class TableDialect:
 
         def locate(module: str) -> Place | None:
             place = find(module)
-            return place if place is not None and is_known(place.component, place.path, FAMILIES) else None
+            return place if place is not None and has_module(place.component, place.path) else None
 
         return locate
+
+
+_ANY = {"any"}
 
 
 def _no_scale(component: str, module: str, rank: int) -> None:
