@@ -28,6 +28,7 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
+@lru_cache(maxsize=16384)
 def form(path: str) -> str:
     """A path with its indices blanked: `down_blocks.#.attentions.#.proj_in`."""
     return _INDEX.sub("#", path)
@@ -151,6 +152,7 @@ def kernel_of(entry: Entry, families: Iterable[Family]) -> tuple[int, ...] | Non
         return ()
     for family in families:
         for config in family.components.get(entry.component, ()):
-            if form(entry.path) in forms(config):
-                return forms(config)[form(entry.path)]
+            kernel = forms(config).get(form(entry.path))
+            if kernel is not None:
+                return kernel
     return None

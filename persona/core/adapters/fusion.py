@@ -12,7 +12,7 @@ _FUSED = re.compile(r"^(?P<head>.*)\[(?P<parts>[^\]]+)\]$")
 
 def members(path: str) -> tuple[str, ...]:
     """Diffusers' paths that a path stands for: itself, or the parts of a fused one, in row order."""
-    match = _FUSED.match(path)
+    match = _FUSED.match(path) if is_fused(path) else None
     if not match:
         return (path,)
     return tuple(match["head"] + part for part in match["parts"].split(","))

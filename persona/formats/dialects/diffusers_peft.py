@@ -36,9 +36,13 @@ def place(module: str) -> Place | None:
 def scales(state: State, told: Told) -> StoredScale:
     """Alpha from `lora_adapter_metadata`, or from the same fields directly in the header (SimpleTuner)."""
     fields = header_fields(state.metadata)
+    bare = {key: value for key, value in fields.items() if "." not in key}
+    of_component: dict[str, dict[str, Any]] = {}
 
     def scale(component: str, module: str, rank: int) -> tuple[float, str, str] | None:
-        own = fields_of(component, fields) or {key: value for key, value in fields.items() if "." not in key}
+        if component not in of_component:
+            of_component[component] = fields_of(component, fields) or bare
+        own = of_component[component]
         found = alpha_from(own, module) if own else None
         return (*found, "header") if found else None
 

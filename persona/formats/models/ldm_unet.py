@@ -33,6 +33,7 @@ RESNET = (
     ("conv2", "out_layers.3"),
     ("conv_shortcut", "skip_connection"),
 )
+_TOP_ORIGINAL = tuple(original for _, original in TOP)
 _TO_ORIGINAL = dict(RESNET)
 _TO_DIFFUSERS = {original: ours for ours, original in RESNET}
 _BLOCK = re.compile(r"^(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.?(.*)$")
@@ -91,11 +92,11 @@ def to_original(path: str, *, layers: int = 2, attends_up: Collection[int] = (1,
 
     `layers` is layers_per_block; `attends_up` are the up blocks that have attentions.
     """
-    for ours, original in TOP:
-        if path == ours or path.startswith(ours + "."):
-            return _join(original, _inside(path[len(ours) + 1 :], _TO_ORIGINAL))
     match = _BLOCK.match(path)
     if not match:
+        for ours, original in TOP:
+            if path == ours or path.startswith(ours + "."):
+                return _join(original, _inside(path[len(ours) + 1 :], _TO_ORIGINAL))
         return None
     way, block, kind, j, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
     stride = layers + 1
@@ -113,9 +114,10 @@ def to_original(path: str, *, layers: int = 2, attends_up: Collection[int] = (1,
 
 def to_diffusers(name: str, *, layers: int = 2) -> str | None:
     """The original's name, without `model.diffusion_model.` -> diffusers' path, or None."""
-    for ours, original in TOP:
-        if name == original or name.startswith(original + "."):
-            return _join(ours, _inside(name[len(original) + 1 :], _TO_DIFFUSERS))
+    if name.startswith(_TOP_ORIGINAL):
+        for ours, original in TOP:
+            if name == original or name.startswith(original + "."):
+                return _join(ours, _inside(name[len(original) + 1 :], _TO_DIFFUSERS))
     match = _ORIGINAL.match(name)
     if not match:
         return None
