@@ -3,6 +3,7 @@
     python benchmarks/personalise.py                    every run that is not there yet, the table, docs/personalise.md
     python benchmarks/personalise.py --quick            one subject, one seed, a few steps, no page: does it work?
     python benchmarks/personalise.py --row lora --subject robot --seed 1
+    python benchmarks/personalise.py --jobs 2           two runs side by side, each on one core
     python benchmarks/personalise.py --table            judge what is there again and write table and page
 
 A killed or stopped benchmark goes on where it was (--minutes ends it in time); runs belong to the base they were made
@@ -12,9 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +48,27 @@ def wanted_runs(rows: list[str], subjects: list[str], seeds: list[int]) -> list[
     ]
 
 
-def work(runs: list[Run], bench: Bench, minutes: float) -> int:
+def work(runs: list[Run], bench: Bench, minutes: float, jobs: int) -> int:
     """Make the runs that are not there until the time is up; how many are left."""
-    end = time.monotonic() + 60 * minutes
-    left = [one for one in runs if not file_of(*one, bench).is_file()]
-    for number, (row, subject, seed) in enumerate(left):
-        if time.monotonic() > end:
-            return len(left) - number
+    end = time.time() + 60 * minutes
+    parts: dict[tuple[str, int], list[Run]] = {}  # one subject and seed: the control row needs the LoRA before it
+    for one in runs:
+        if not file_of(*one, bench).is_file():
+            parts.setdefault((one[1].name, one[2]), []).append(one)
+    if jobs == 1:
+        return sum(work_on(part, bench, end) for part in parts.values())
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        return sum(pool.map(work_on, parts.values(), repeat(bench), repeat(end)))
+
+
+def work_on(runs: list[Run], bench: Bench, end: float) -> int:
+    """Make these runs, none after the `end` (seconds of the system's clock); how many are left."""
+    for number, (row, subject, seed) in enumerate(runs):
+        if time.time() > end:
+            return len(runs) - number
         begun = time.monotonic()
         make(row, subject, seed, bench)
-        took = time.monotonic() - begun
-        print(f"{number + 1}/{len(left)}  {row.name}, {subject.name}, seed {seed}: {took:.0f} s", flush=True)
+        print(f"{row.name}, {subject.name}, seed {seed}: {time.monotonic() - begun:.0f} s", flush=True)
     return 0
 
 
@@ -77,6 +91,7 @@ def main() -> int:
     parser.add_argument("--base", default="mini", help="what is personalised (default: mini)")
     parser.add_argument("--out", type=Path, help="where runs are kept (default: runs/personalise-DIGEST of the base)")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no further run after so long")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default: 1)")
     parser.add_argument("--table", action="store_true", help="make no run: judge what is there")
     parser.add_argument("--quick", action="store_true", help="one subject, one seed, a few steps, no page")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -92,11 +107,12 @@ def main() -> int:
     if arguments.quick:
         bench = Bench(folder, arguments.base, sampler_steps=2, class_pictures=4, options=QUICK)
     runs = [] if arguments.table else wanted_runs(arguments.row or names["row"], subjects, seeds)
-    left = work(runs, bench, arguments.minutes)
+    left = work(runs, bench, arguments.minutes, arguments.jobs)
 
     from persona.api import host
 
     judge = host().load("scorer", "clip")()
+    seeds = [1] if arguments.quick else sorted({1, 2, 3, *seeds})  # whatever is there belongs on the page
     figures = judge_all(bench, seeds, judge.picture_vectors, judge.text_vectors)
     rows = averaged(figures)
     document = {

@@ -14,6 +14,7 @@ import dataclasses
 import gc
 import io
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,12 +57,15 @@ def class_folder(subject: Subject, bench: Bench) -> Path:
         return place
     prompts = alternatives(subject.class_prompt)
     asked = [Asked(prompts[n % len(prompts)], CLASS_SEED + n, "") for n in range(bench.class_pictures)]
-    building = place.with_name(f".{place.name}")
+    building = place.with_name(f".{place.name}-{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)
     for number, pixels in enumerate(paint(asked, bench)):
         write_atomically(building / f"{number:04d}.txt", asked[number].prompt.encode())
         write_atomically(building / f"{number:04d}.png", png(pixels))
-    building.rename(place)
+    try:
+        building.rename(place)
+    except OSError:  # another process was first; the pictures are the same
+        shutil.rmtree(building)
     return place
 
 
@@ -140,7 +144,7 @@ def make(row: Row, subject: Subject, seed: int, bench: Bench) -> None:
     file = file_of(row, subject, seed, bench)
     if file.is_file():
         return
-    work = bench.folder / "work"
+    work = bench.folder / f"work-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
     try:
         if row.name == CONTROL:

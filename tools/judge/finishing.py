@@ -62,7 +62,7 @@ def finish(
     `path`, whose `average` is what is exported."""
     torch.manual_seed(options.seed)
     model = build(tokenizer)
-    start = torch.load(begun_from, weights_only=True)
+    start = torch.load(begun_from, weights_only=True)  # of both encoders' training, or of a finishing before
     model.load_state_dict(start["average"], strict=False)
     read = all_captions(model, glyphs, tokenizer)
     trained = [name for name, _ in model.named_parameters() if not name.startswith("text_")]
@@ -91,7 +91,10 @@ def finish(
             **dict(zip(trained, average, strict=True)),
         }
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": averages}
-        together = {"steps_together": start["step"], "elapsed_together": start["elapsed"]}
+        together = {
+            "steps_together": start.get("steps_together", start["step"]),
+            "elapsed_together": start.get("elapsed_together", start["elapsed"]),
+        }
         save_state(path, {**state, **together, "step": step, "elapsed": elapsed})
 
     begun, already, saved = time.process_time(), elapsed, time.monotonic()

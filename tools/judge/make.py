@@ -23,6 +23,10 @@ from .model_card import Figures
 from .training import Training, train
 from .views import make_decoded
 
+FINISH = Training(seconds=0, calm=0.6)
+RESTART = Training(seconds=0, calm=0.6, learning_rate=7e-4, named=28, unnamed=4, decoded_share=0.3)
+"""How the picture encoder is trained on alone, first and when its learning rate rises again."""
+
 
 def arguments() -> argparse.Namespace:
     """Reads the command line."""
@@ -33,7 +37,14 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, default=16, help="processor time for both encoders, over all runs")
     parser.add_argument(
-        "--finish-minutes", type=float, default=24, help="processor time for the picture encoder alone, after that"
+        "--finish-minutes", type=float, default=14, help="processor time for the picture encoder alone, after that"
+    )
+    parser.add_argument(
+        "--restart-minutes",
+        type=float,
+        nargs="*",
+        default=[10, 45],
+        help="and for it once more, each time with a learning rate that rises again and falls as a cosine",
     )
     parser.add_argument("--out", type=Path, default=Path("persona/assets/judge"), help="the model folder to write")
     parser.add_argument(
@@ -46,21 +57,29 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def stages(options: argparse.Namespace) -> dict[Path, float]:
+    """The states of the picture encoder's trainings, in order, each with its minutes."""
+    minutes = [options.finish_minutes, *options.restart_minutes]
+    return {options.work / f"finish-{number}.pt": each for number, each in enumerate(minutes)}
+
+
 def write_judge(options: argparse.Namespace, glyphs: tuple[Glyph, ...], tokenizer: Tokenizer) -> None:
     """Exports, measures the exported folder, and writes it again with the figures in its card."""
-    state_file = options.work / "judge.pt"
-    state = torch.load(state_file, map_location="cpu", weights_only=True)
+    files = [file for file in stages(options) if file.exists()]
+    states = [torch.load(file, map_location="cpu", weights_only=True) for file in files]
+    state_file, state = files[-1], states[-1]
     figures = Figures(
         glyphs=len(glyphs),
         tokens=len(tokenizer.ids),
         parameters=sum(value.numel() for value in state["average"].values()),
-        steps=state["steps_together"],
-        seconds=state["elapsed_together"],
-        finishing_steps=state["step"],
-        finishing_seconds=state["elapsed"],
+        steps=states[0]["steps_together"],
+        seconds=states[0]["elapsed_together"],
+        finishing_steps=states[0]["step"],
+        finishing_seconds=states[0]["elapsed"],
+        restarts=tuple((each["step"], each["elapsed"]) for each in states[1:]),
         machine=options.machine,
         note=options.note,
-        finished=state["elapsed"] >= 60 * options.finish_minutes,
+        finished=len(files) == len(stages(options)) and state["elapsed"] >= 60 * stages(options)[state_file],
     )
     export(state_file, tokenizer, options.out, figures)
     if options.no_measure:
@@ -82,9 +101,10 @@ def main() -> None:
         print(
             f"{len(glyphs)} glyphs, {len(tokenizer.ids)} tokens, {len(decoded.pictures)} decoded pictures", flush=True
         )
-        together = train(options.work, Training(seconds=60 * options.minutes), glyphs, decoded, tokenizer)
-        finishing = Training(seconds=60 * options.finish_minutes, calm=0.6)
-        finish(together, options.work / "judge.pt", finishing, glyphs, decoded, tokenizer)
+        reached = train(options.work, Training(seconds=60 * options.minutes), glyphs, decoded, tokenizer)
+        for number, (file, minutes) in enumerate(stages(options).items()):
+            training = replace(RESTART if number else FINISH, seconds=60 * minutes)
+            reached = finish(reached, file, training, glyphs, decoded, tokenizer)
     write_judge(options, glyphs, tokenizer)
 
 

@@ -23,6 +23,7 @@ class Figures:
     seconds: float
     finishing_steps: int
     finishing_seconds: float
+    restarts: tuple[tuple[int, float], ...]  # steps and seconds of each
     machine: str
     note: str = ""
     finished: bool = False
@@ -58,6 +59,14 @@ that training has seen none of them. Similar pictograms (clock faces, arrows, ma
 ones."""
 
 
+def restarts(done: tuple[tuple[int, float], ...]) -> str:
+    """What is said of the warm restarts after the first finishing."""
+    if not done:
+        return ""
+    each = " and ".join(f"{steps:,} steps in {seconds / 60:.0f} minutes" for steps, seconds in done)
+    return f", then with the learning rate back at 7e-4: {each}"
+
+
 def model_card(figures: Figures) -> str:
     """The card, in Markdown with the hub's front matter."""
     standing = "" if figures.finished else "\n> An unfinished export, made while training goes on.\n"
@@ -68,7 +77,8 @@ def model_card(figures: Figures) -> str:
         "losses are cross-entropies over cosines: the picture's name among all names and its background among the "
         "twelve; its caption among the batch's, with the same name on another background among them; the other view "
         "of the same thing among all views. Then the picture encoder alone, against the text encoder's vectors of all "
-        f"captions: {figures.finishing_steps:,} steps in {figures.finishing_seconds / 60:.0f} minutes. No weights "
+        f"captions: {figures.finishing_steps:,} steps in {figures.finishing_seconds / 60:.0f} minutes"
+        f"{restarts(figures.restarts)}. No weights "
         "and no pictures of mini's training were used; mini's autoencoder was, to see what its blur looks like. "
         f"`python -m tools.judge.make` makes all of it again. {figures.note}",
         width=116,
@@ -95,9 +105,10 @@ persona score pictures --reference subject --prompt "a robot on a blue backgroun
 
 The {figures.glyphs:,} pictograms that mini was trained on (Noto Color Emoji, Debian package
 `fonts-noto-color-emoji`, SIL Open Font License 1.1), seen in other ways: 36 to 60 of 64 pixels, shifted by up to 10,
-turned by a few degrees, mirrored, on mini's twelve colours, on any other, on two; lighter, darker, blurred, noisy, as a
-JPEG, decoded by mini's autoencoder. A quarter of the things are no pictogram but a recoloured one with another over it,
-without a caption of its own. Captions: "a red apple on a blue background", or without the background.
+turned by a few degrees, warped, mirrored, on mini's twelve colours, on any other, on two; lighter, darker, blurred,
+noisy, as a JPEG, decoded by mini's autoencoder, also from latents with noise on them. A quarter of the things, in the
+last restart an eighth, are no pictogram but a recoloured one with another over it, without a caption of its own.
+Captions: "a red apple on a blue background", or without the background.
 
 ## Configuration
 

@@ -1,9 +1,10 @@
 """The pictures the judge learns: glyphs as mini's, seen in many more ways.
 
 mini sees a glyph at 50 to 52 pixels in the middle of twelve colours. The judge sees it at 36 to 60 pixels, shifted,
-turned, mirrored, on any colour or on two, brighter and darker, blurred, noisy, as a JPEG, or decoded by an autoencoder:
-what a generated picture can be like. A quarter of its things are no pictogram at all but a recoloured glyph with
-another one stuck on it, new in every batch, so that "the same thing" is learned beyond the names it knows.
+turned, warped, mirrored, on any colour or on two, brighter and darker, blurred, noisy, as a JPEG, or decoded by an
+autoencoder from latents that are a little off: what a generated picture can be like. A quarter of its things are no
+pictogram at all but a recoloured glyph with another one stuck on it, new in every batch, so that "the same thing" is
+learned beyond the names it knows.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ PALETTE = torch.tensor(list(COLOURS.values()), dtype=torch.float32) / 255
 
 LOOSE = Spread(smallest=36, largest=60, shift=10, mirrored=0.5)
 """How pictures vary that go through the autoencoder."""
+
+LATENT_NOISE = 0.5
+"""Standard deviation of the noise on latents at most; the latents' own is 1.25."""
+
+WARP = 2.5
+"""How far a warped picture's points are moved, in pixels, as a standard deviation at most."""
 
 MEAN, DEVIATION = 0.5, 0.29
 """What the encoder's pixels (0 to 1) are normalised with, for every channel."""
@@ -60,10 +67,13 @@ class Decoded:
 
 
 @torch.no_grad()
-def make_decoded(path: Path, autoencoder: Path, glyphs: Sequence[Glyph], *, repeats: int = 2, seed: int = 1) -> Decoded:
-    """Reads the cache, or draws glyphs x repeats compositions, encodes and decodes them, and writes it atomically."""
+def make_decoded(path: Path, autoencoder: Path, glyphs: Sequence[Glyph], *, repeats: int = 6, seed: int = 1) -> Decoded:
+    """Reads the cache, or draws glyphs x repeats compositions, encodes and decodes them, and writes it atomically.
+
+    Two of three have noise on their latents: a denoiser's are never quite right either."""
     if not path.exists():
         random = np.random.default_rng(seed)
+        generator = torch.Generator().manual_seed(seed)
         model = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32).eval()
         names = list(COLOURS)
         chosen = np.tile(np.arange(len(glyphs)), repeats)
@@ -78,8 +88,11 @@ def make_decoded(path: Path, autoencoder: Path, glyphs: Sequence[Glyph], *, repe
                 ]
             )
             pixels = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1
+            amount = LATENT_NOISE * (1.5 * torch.rand(len(pixels), 1, 1, 1, generator=generator) - 0.5).clamp(min=0)
             with torch.autocast("cpu", torch.bfloat16):
-                made = model.decode(model.encode(pixels).latent_dist.mean).sample
+                latents = model.encode(pixels).latent_dist.mean.float()
+                latents = latents + amount * torch.randn(latents.shape, generator=generator)
+                made = model.decode(latents).sample
             made = ((made.float().clamp(-1, 1) + 1) * 127.5).round().byte()
             pictures[part] = made.permute(0, 2, 3, 1).numpy()
         temporary = path.with_name("part-" + path.name)
@@ -89,9 +102,12 @@ def make_decoded(path: Path, autoencoder: Path, glyphs: Sequence[Glyph], *, repe
         return Decoded(stored["pictures"], stored["glyphs"], stored["colours"])
 
 
-def placed(things: Tensor, sizes: Tensor, centres: Tensor, angles: Tensor, mirrored: Tensor) -> Tensor:
+def placed(
+    things: Tensor, sizes: Tensor, centres: Tensor, angles: Tensor, mirrored: Tensor, moved: Tensor | None = None
+) -> Tensor:
     """Canvases [n, 4, 64, 64] drawn again at `sizes` (pixels of the longer side), with their centre moved by `centres`
-    ([n, 2], pixels), turned by `angles` (radians) and, where `mirrored` ([n], bool), mirrored."""
+    ([n, 2], pixels), turned by `angles` (radians) and, where `mirrored` ([n], bool), mirrored; every point `moved` by
+    its own distance ([n, 64, 64, 2], pixels)."""
     zoom = CANVAS / sizes
     flip = torch.where(mirrored, -1.0, 1.0)
     cosine, sine = torch.cos(angles), torch.sin(angles)
@@ -104,7 +120,17 @@ def placed(things: Tensor, sizes: Tensor, centres: Tensor, angles: Tensor, mirro
         1,
     )
     grid = torch.nn.functional.affine_grid(rows, list(things.shape), align_corners=False)
+    if moved is not None:
+        grid = grid + moved * (2 / PICTURE_SIZE)
     return torch.nn.functional.grid_sample(things, grid, mode="bilinear", align_corners=False)
+
+
+def warps(count: int, generator: torch.Generator) -> Tensor:
+    """Smooth distances [n, 64, 64, 2] in pixels that bend a picture; half of the pictures are left straight."""
+    amount = WARP * (2 * torch.rand(count, 1, 1, 1, generator=generator) - 1).clamp(min=0)
+    coarse = amount * torch.randn(count, 2, 6, 6, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=PICTURE_SIZE, mode="bilinear", align_corners=True)
+    return smooth.permute(0, 2, 3, 1)
 
 
 def new_things(stored: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -158,7 +184,7 @@ def views(things: Tensor, mirrors: Tensor, generator: torch.Generator, *, calm: 
     centres = torch.where(still.unsqueeze(1), 4 * (2 * torch.rand(count, 2, generator=generator) - 1), centres)
     angles = torch.where(still, torch.zeros(()), angles)
     mirrored = mirrors & (torch.rand(count, generator=generator) < 0.5)
-    drawn = placed(things, sizes, centres, angles, mirrored)
+    drawn = placed(things, sizes, centres, angles, mirrored, warps(count, generator))
     behind, colours = backgrounds(count, generator)
     return drawn[:, :3] + behind * (1 - drawn[:, 3:]), colours
 

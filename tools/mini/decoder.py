@@ -30,7 +30,9 @@ def refine(source: Path, folder: Path, options: Training, glyphs: Sequence[Glyph
     exported, path = folder / "vae", folder / "decoder.pt"
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
-    model = AutoencoderKL.from_pretrained(source, torch_dtype=torch.float32).to(device)
+    model = AutoencoderKL.from_pretrained(source, torch_dtype=torch.float32).to(
+        device, memory_format=torch.channels_last
+    )
     trained = {name: value for name, value in model.named_parameters() if name.startswith(("decoder.", "post_quant"))}
     for name, value in model.named_parameters():
         value.requires_grad_(name in trained)
