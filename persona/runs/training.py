@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,8 @@ def resume_in(
     """`resume` in this process, which holds the run; of several processes, in the first."""
     facts, recipe = run.facts(), ready.recipe
     before = run.plan() if run.plan_file.is_file() else None  # a kill in the first moment leaves a recipe alone
+    if before:
+        ready = with_warmup_of(before, ready)
     differences = differences_of(before, ready.plan) if before else []
     if facts.get("base_hash") not in (None, ready.base.hash):
         differences.append(f"base {facts.get('base')}: digest {facts['base_hash'][:12]} is now {ready.base.hash[:12]}")
@@ -155,6 +158,15 @@ def resume_in(
         known=None if allow_change else before,
         processes=processes,
     )
+
+
+def with_warmup_of(before: TrainingPlan, ready: Prepared) -> Prepared:
+    """A warm-up told as a share of the steps stays as long as it was, when a run is trained further."""
+    share = ready.recipe.settings.warmup
+    if not 0 < share < 1 or before.optimizer.warmup != round(share * before.steps):
+        return ready
+    optimizer = replace(ready.plan.optimizer, warmup=before.optimizer.warmup)
+    return replace(ready, plan=replace(ready.plan, optimizer=optimizer))
 
 
 def execute(

@@ -110,6 +110,17 @@ def test_a_run_trained_further_is_the_longer_run(
     assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_a_warm_up_that_is_a_share_of_the_steps_stays_as_long_as_it_was(
+    persona_: Any, tiny_sd1: Path, photographs: Path, tmp_path: Path
+) -> None:
+    words = ("train", "--plugin", "lora", "--prompt", "a toy", *FEW, "--base", tiny_sd1, "--data", photographs)
+    assert persona_(*words, "--warmup", 0.5, "--steps", 4, "--output", tmp_path / "further").code == 0
+    assert persona_(*words, "--warmup", 2, "--steps", 6, "--output", tmp_path / "straight").code == 0
+    further = persona_("train", "--resume", tmp_path / "further", "--steps", 6)
+    assert further.code == 0, further.err
+    assert load_files(tmp_path / "further/adapter.safetensors") == load_files(tmp_path / "straight/adapter.safetensors")
+
+
 def test_buckets_validation_and_a_checkpoint_as_an_adapter(
     persona_: Any, tiny_sd1: Path, photographs: Path, tmp_path: Path
 ) -> None:
