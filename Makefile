@@ -59,7 +59,8 @@ test-peers: backends ## files that persona writes, loaded by diffusers, PEFT, ly
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target "$$PERSONA_DATA/lycoris" \
 	  --no-deps --requirement constraints/lycoris.txt
 	PYTHONPATH="$$PERSONA_DATA/lycoris" $(BIN)/python -m pytest \
-	  tests/peers/test_diffusers.py tests/peers/test_peft.py tests/peers/test_lycoris.py
+	  tests/peers/test_diffusers.py tests/peers/test_peft.py tests/peers/test_peft_methods.py \
+	  tests/peers/test_lycoris.py
 	for name in paddle mindspore; do \
 	  PYTHONPATH="$$PERSONA_DATA/pytest" "$$PERSONA_DATA/environments/$$name/bin/python" -m pytest \
 	    "tests/peers/test_$$name.py" || exit 1; done

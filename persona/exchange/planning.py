@@ -30,6 +30,8 @@ def plan_for(
     more: dict[str, Any] = {"fused_path": joined(adapter)} if joined is not None else {}
     if hasattr(target.dialect, "speller"):
         more["spell"] = _lazily(lambda: target.dialect.speller(adapter))
+    if hasattr(target.dialect, "apart"):
+        more["apart"] = target.dialect.apart
     made = plan(adapter, target.slots, target.name, wishes=Wishes(rank=rank, base=base, drop=drop), **more)
     made.adapter = cast(made.adapter, dtype)
     return made

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 NEEDS = {
     "test_diffusers.py": "diffusers",
     "test_peft.py": "peft",
+    "test_peft_methods.py": "peft",
     "test_lycoris.py": "lycoris",
     "test_paddle.py": "ppdiffusers",
     "test_mindspore.py": "mindone",

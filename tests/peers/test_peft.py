@@ -10,7 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from peer_adapters import CONVOLUTIONS, DORA, FIXTURES, LINEAR, LOCON, LOHA, PADDLE, UNET, base, compare, expected
+from peer_adapters import CONVOLUTIONS, DORA, FIXTURES, LINEAR, LOCON, LOHA, LOKR, PADDLE, UNET, base, compare, expected
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
@@ -36,6 +36,7 @@ def merged(folder: Path, base_weights: Mapping[str, np.ndarray]) -> tuple[dict[s
         (CONVOLUTIONS, "LORA"),
         (LOCON, "LORA"),
         (LOHA, "LOHA"),
+        (LOKR, "LOKR"),
         (PADDLE, "LORA"),
         ("torch/peft_rslora", "LORA"),
         (DORA, "LORA"),

@@ -31,7 +31,7 @@ Descriptions of these formats contradict files that the programs themselves wrot
 | the header's `format` tells Paddle's layout from torch's | text_to_image of ppdiffusers writes `pt` over Paddle's layout, PaddleNLP `np`, `paddle.save(safetensors=True)` nothing: the shapes decide |
 | mindpet's keys end in `_A` and `_B` | the parameters are called so; the files have `mindpet_delta_lora_a` and `_b` |
 | mindone.diffusers keeps alpha as diffusers does | 0.3 writes none and looks for none in a header; 0.5 does both |
-| CLIP's names begin with `text_model.` | transformers 5.6 and later leave it out, and older readers then draw random weights without an error: it is read either way and always written |
+| CLIP's names begin with `text_model.` | transformers 5.6 and later leave it out, and older readers then draw random weights without an error: it is read either way and always written; a PEFT folder for CLIPTextModel gets both spellings, because PEFT passes over the one its model does not have |
 | PEFT's LoHa and LoKr apply alpha / rank as LyCORIS does | they do; it is LyCORIS' own merge that applies it twice (4.1.3) |
 
 The consumers' own loaders were asked as well: `make test-peers`.
@@ -139,6 +139,7 @@ def loses(slots: Slots) -> str:
     parts = [folded[slots.alpha]] if slots.alpha in folded else []
     parts += [] if slots.tucker else ["Tucker: multiplied out"]
     parts += [] if slots.algorithms - {"lora"} else ["LoHa, LoKr: as LoRA of a higher rank"]
+    parts += ["several methods, or LoKr divided in several ways: as LoRA", "OFT: refused"] if slots.folder else []
     missing = {"out", "in"} - slots.magnitude
     if missing == {"out", "in"}:
         parts.append("DoRA: needs the base model")

@@ -98,13 +98,15 @@ def plan(
     wishes: Wishes | None = None,
     fused_path: Callable[[Entry], str | None] = lambda entry: None,
     spell: Callable[[Entry], object] = lambda entry: None,
+    apart: Callable[[Sequence[Entry]], str | None] = lambda entries: None,
 ) -> Plan:
     """Plan a conversion. `fused_path` names the joined module that a module is part of in the target, if any; `spell`
-    raises NoPlace for a module as the slots can hold it which the target still has no name for."""
+    raises NoPlace for a module as the slots can hold it which the target still has no name for. `apart` tells why the modules of one component cannot all stay in the
+    algorithms they have; they become LoRA then."""
     wishes = wishes or Wishes()
     made = Plan(replace(adapter, entries={}), target)
     entries = _regrouped(adapter.entries.values(), slots, fused_path, made)
-    narrowed = _shared_algorithms(entries, slots)
+    narrowed = _shared_algorithms(entries, slots, apart)
     for entry in entries:
         before = len(made.steps)
         try:
@@ -147,17 +149,14 @@ def fit(entry: Entry, slots: Slots, wishes: Wishes, steps: list[Step]) -> Entry:
     return entry
 
 
-def _shared_algorithms(entries: Iterable[Entry], slots: Slots) -> dict[str, Slots]:
-    """The slots for each component: LoRA alone where a target wants one algorithm and the modules have several, or
-    keep convolutions in two ways (with a Tucker core and flattened)."""
+def _shared_algorithms(
+    entries: Iterable[Entry], slots: Slots, apart: Callable[[Sequence[Entry]], str | None]
+) -> dict[str, Slots]:
+    """The slots for each component: LoRA alone where its modules cannot all stay as they are."""
     listed = list(entries)
     result = {}
     for component in dict.fromkeys(entry.component for entry in listed):
-        mine = [entry for entry in listed if entry.component == component]
-        cores = any("t1" in entry.factors for entry in mine)
-        flattened = any("t1" not in e.factors and e.algorithm == "loha" and (e.kernel or (1,))[0] > 1 for e in mine)
-        mixed = len({entry.algorithm for entry in mine}) > 1 or (cores and flattened)
-        lora_alone = slots.one_algorithm and mixed
+        lora_alone = apart([entry for entry in listed if entry.component == component]) is not None
         result[component] = replace(slots, algorithms=frozenset({"lora"})) if lora_alone else slots
     return result
 
@@ -233,7 +232,8 @@ def _fit_bias(entry: Entry, slots: Slots) -> Entry:
 
 
 def _fit_scale(entry: Entry, slots: Slots, steps: list[Step]) -> Entry:
-    whole_kronecker = entry.algorithm == "lokr" and {"w1", "w2"} <= entry.factors.keys()
+    whole = entry.algorithm == "lokr" and {"w1", "w2"} <= entry.factors.keys()
+    whole_kronecker = whole and slots.alpha != "config"  # PEFT alone looks at alpha there (dialects.md §4.3)
     if entry.scale.mode == "none" or (slots.alpha != "none" and not whole_kronecker):
         return entry
     scale = entry.scale.value

@@ -154,11 +154,13 @@ def _difference(entry: Entry, _: Array | None) -> Array:
 def _ia3(entry: Entry, base: Array | None) -> Array:
     """W∘(1+w) − W, along the input when `on_input` says so (§4.5)."""
     assert base is not None
+    on_input = bool(_factor(entry, "on_input").reshape(-1)[0]) if "on_input" in entry.factors else False
     if "ia3_l" in entry.factors:  # PEFT: starts at 1, [1, in] on feed-forward layers, [out, 1] elsewhere
         line = _factor(entry, "ia3_l")
-        return np.asarray(base * (line.reshape(*line.shape[:2], *([1] * (base.ndim - 2))) - 1))
-    factor = _factor(entry, "weight").reshape(-1)
-    on_input = bool(np.asarray(_factor(entry, "on_input")).reshape(-1)[0]) if "on_input" in entry.factors else False
+        on_input = on_input or (line.ndim == 2 and line.shape[0] == 1 < line.shape[1])
+        factor = line.reshape(-1) - 1
+    else:
+        factor = _factor(entry, "weight").reshape(-1)
     shape = (1, -1) if on_input else (-1, 1)
     return np.asarray(base * factor.reshape(*shape, *([1] * (base.ndim - 2))))
 

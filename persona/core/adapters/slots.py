@@ -19,10 +19,9 @@ class Slots:
     `alpha`: beside each module, in the text header, in a config file, nowhere (a reader then takes a scale of 1).
     `magnitude`: the axes of DoRA's vector it can hold. `convolution`: kernels larger than 1x1. `fused`: True when
     modules carry the original code's joined rows (Flux, SD3), False when they must be split, None when both are
-    read. `one_algorithm`: all modules of a component share one, LoRA when they would differ. `components`: None for
-    any. `attention_only`: only attention projections have a name. `linear_only`: no convolutions at all.
-    `embeddings`: bundled in the same file, or a file beside it. `containers`: file formats its readers open, the
-    usual one first.
+    read. `components`: None for any. `attention_only`: only attention projections have a name. `linear_only`: no
+    convolutions at all. `embeddings`: bundled in the same file, or a file beside it. `containers`: file formats its
+    readers open, the usual one first.
     """
 
     algorithms: frozenset[str] = LORA
@@ -34,7 +33,6 @@ class Slots:
     fused: bool | None = False
     components: frozenset[str] | None = None
     families: frozenset[str] | None = None
-    one_algorithm: bool = False
     attention_only: bool = False
     linear_only: bool = False
     embeddings: Literal["bundle", "beside"] = "beside"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection
 from persona.core.adapters.entry import Adapter, Entry
 from persona.core.adapters.slots import LYCORIS, Slots
 from persona.core.host.errors import ConversionError
+from persona.formats.dialects.ia3 import as_lycoris
 from persona.formats.dialects.metadata import carried, common
 from persona.formats.dialects.original_places import OriginalNames, joined_paths, original_denoiser_names
 from persona.formats.dialects.places import diffusers_path
@@ -174,5 +175,6 @@ DIALECT = TableDialect(
     header=header,
     original=True,
     joined=joined_paths,
+    shaped=as_lycoris,
     priority=40,
 )

@@ -6,22 +6,22 @@ Source: huggingface/peft utils/save_and_load.py, tuners/{lora,loha,lokr}/config.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from persona.core.adapters.entry import Adapter, Entry
 from persona.core.adapters.evidence import is_known
-from persona.core.adapters.reshaping import reshaped
 from persona.core.adapters.slots import Slots
 from persona.core.adapters.tensor import TensorRef
 from persona.core.host.contracts import Evidence, Output, State, Told
 from persona.core.host.errors import ConversionError, UnreadableFile
+from persona.formats.dialects import ia3
 from persona.formats.dialects.entries import StoredScale
-from persona.formats.dialects.lora_config import alpha_from, config_of, matching
+from persona.formats.dialects.lora_config import alpha_from, matching
 from persona.formats.dialects.metadata import carried
 from persona.formats.dialects.peft_components import auto_mapping, components_told, spellings
+from persona.formats.dialects.peft_methods import METHODS, apart, config_for, in_folder
 from persona.formats.dialects.places import diffusers_path, prefixed, unprefixed
 from persona.formats.dialects.spelling import spelled
 from persona.formats.dialects.table import Place, TableDialect, anywhere
@@ -37,7 +37,9 @@ SUFFIXES = {
     **{f"w{k}_{side}": f".hada_w{k}_{side}" for k in "12" for side in "ab"},
     "t1": ".hada_t1",
     "t2": ".hada_t2",
+    "ia3_l": ".ia3_l",
 }
+LOKR_SUFFIXES = {name: f".lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")}
 
 
 def place(module: str, components: Sequence[str] = ()) -> Place | None:
@@ -101,8 +103,7 @@ TABLE = TableDialect(
     name="peft",
     summary="PEFT folders: adapter_model.safetensors and adapter_config.json, one per component",
     slots=Slots(
-        algorithms=frozenset({"lora", "loha"}),
-        one_algorithm=True,
+        algorithms=METHODS,
         alpha="config",
         magnitude=frozenset({"out"}),
         bias=True,
@@ -135,7 +136,12 @@ class PeftFolder:
         """See Dialect.read. The keys do not say which component they belong to: the config does, or the folder's name
         when it is a component's."""
         components = components_told(state, told)
-        return replace(TABLE, places=anywhere(lambda module: place(module, components))).read(state, told)
+        adapter = replace(TABLE, places=anywhere(lambda module: place(module, components))).read(state, told)
+        feedforward = told.configs.get(CONFIG, {}).get("feedforward_modules")
+        for key, entry in adapter.entries.items():
+            if "ia3_l" in entry.factors:
+                adapter.entries[key] = ia3.told_side(entry, feedforward)
+        return adapter
 
     def speller(self, adapter: Adapter) -> Callable[[Entry], dict[str, TensorRef]]:
         """See TableDialect.speller."""
@@ -143,6 +149,10 @@ class PeftFolder:
         components = dict.fromkeys(entry.component for entry in entries)
         mappings = {one: auto_mapping(one, [e for e in entries if e.component == one], adapter) for one in components}
         return lambda entry: _tensors(entry, mappings[entry.component])
+
+    def apart(self, entries: Sequence[Entry]) -> str | None:
+        """Why the modules of one component cannot all stay in the method they have, or None when they can."""
+        return apart(entries)
 
     def write(self, adapter: Adapter) -> Sequence[Output]:
         """Weights and config for each component, in a folder of its own when there are several."""
@@ -167,7 +177,7 @@ def _folder(prefix: str, component: str, entries: Sequence[Entry], adapter: Adap
         "base_model_name_or_path": None,
         "inference_mode": True,
         "modules_to_save": None,
-        **(_lora_config(entries) if entries[0].algorithm == "lora" else _loha_config(entries)),
+        **config_for(entries),
     }
     metadata = {k: v for k, v in carried(adapter).items() if k != "lora_adapter_metadata"}
     return [
@@ -178,48 +188,10 @@ def _folder(prefix: str, component: str, entries: Sequence[Entry], adapter: Adap
 
 def _tensors(entry: Entry, mapping: Mapping[str, str] | None) -> dict[str, TensorRef]:
     made: dict[str, TensorRef] = {}
+    suffixes = LOKR_SUFFIXES if entry.algorithm == "lokr" else SUFFIXES
     for name in spellings(entry.path, mapping):
-        made.update(spelled(_flattened(entry), f"base_model.model.{name}", SUFFIXES, TABLE.slots, ()))
+        made.update(spelled(in_folder(entry), f"base_model.model.{name}", suffixes, TABLE.slots, ()))
     return made
-
-
-def _lora_config(entries: Sequence[Entry]) -> dict[str, Any]:
-    fixed = {
-        "peft_type": "LORA",
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "init_lora_weights": True,
-        "lora_dropout": 0.0,
-    }
-    return {**fixed, **config_of(entries)}
-
-
-def _loha_config(entries: Sequence[Entry]) -> dict[str, Any]:
-    """LoHaConfig calls alpha `alpha`, and says for all convolutions at once whether they have a Tucker core."""
-    shared = config_of(entries)
-    return {
-        "peft_type": "LOHA",
-        "r": shared["r"],
-        "alpha": shared["lora_alpha"],
-        "rank_pattern": shared["rank_pattern"],
-        "alpha_pattern": shared["alpha_pattern"],
-        "target_modules": shared["target_modules"],
-        "use_effective_conv2d": any("t1" in entry.factors for entry in entries),
-        "rank_dropout": 0.0,
-        "module_dropout": 0.0,
-        "init_weights": True,
-    }
-
-
-def _flattened(entry: Entry) -> Entry:
-    """PEFT's LoHa keeps the kernel of a convolution inside the columns."""
-    if entry.algorithm != "loha":
-        return entry
-    flat = {
-        n: reshaped(r, (r.shape[0], math.prod(r.shape[1:]))) if n.endswith("_b") else r
-        for n, r in entry.factors.items()
-    }
-    return replace(entry, factors=flat)
 
 
 DIALECT = PeftFolder()

@@ -57,7 +57,8 @@ class TableDialect:
     it reads; `applies(state)` is an extra condition (a container, a header); `scales` finds alpha in a header or
     config; `header(adapter)` makes the metadata to write; `priority` breaks ties between dialects that explain the
     same keys; `families` limits what the evidence may leave; `original` says that transformers are written as the
-    original code has them, and `joined(adapter)(entry)` then names the joined module that a module is part of.
+    original code has them, and `joined(adapter)(entry)` then names the joined module that a module is part of;
+    `shaped(entry)` is an entry with the factors this dialect has for its algorithm.
     """
 
     name: str
@@ -74,6 +75,7 @@ class TableDialect:
     alpha_shape: tuple[int, ...] = ()
     original: bool = False
     joined: Callable[[Adapter], Callable[[Entry], str | None]] = lambda adapter: lambda entry: None
+    shaped: Callable[[Entry], Entry] = lambda entry: entry
     priority: int = 0
     families: frozenset[str] | None = None
 
@@ -118,7 +120,7 @@ class TableDialect:
         def spell(entry: Entry) -> dict[str, TensorRef]:
             suffixes = self.suffixes_of(entry) if self.suffixes_of else self.suffixes
             shown = with_swapped_halves(entry) if self.original and halves_swapped(entry) else entry
-            return spelled(shown, name_of(entry), suffixes, self.slots, self.alpha_shape)
+            return spelled(self.shaped(shown), name_of(entry), suffixes, self.slots, self.alpha_shape)
 
         return spell
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import persona
 from persona.core.adapters.conversion import plan
 from persona.core.adapters.delta import delta
-from persona.core.adapters.entry import Adapter, Entry, Scale
+from persona.core.adapters.entry import Adapter, Entry, Magnitude, Scale
 from persona.core.adapters.tensor import in_memory
 from persona.core.host.contracts import Output, Told
-from persona.core.host.errors import UnreadableFile
+from persona.core.host.errors import ConversionError, UnreadableFile
 from persona.formats.dialects.peft_folder import CONFIG, DIALECT
 from tests.formats.dialects.written import adapter_of, expected_delta, lora_entry, state_of
 
@@ -31,7 +33,7 @@ CORE = {"t1": (2, 2, 3, 3), "w1_a": (2, 8), "w1_b": (2, 8), "t2": (2, 2, 3, 3), 
 
 
 def folders(adapter: Adapter) -> dict[str, Output]:
-    made = plan(adapter, DIALECT.slots, "peft")
+    made = plan(adapter, DIALECT.slots, "peft", spell=DIALECT.speller(adapter), apart=DIALECT.apart)
     made.demand()
     return {output.name: output for output in DIALECT.write(made.adapter)}
 
@@ -89,6 +91,13 @@ def test_loha_of_one_kind_stays_loha() -> None:
         read = again(made)
         for entry in entries:
             np.testing.assert_array_equal(delta(read.entries[("unet", entry.path)]), delta(entry))
+
+
+def test_dora_on_anything_but_lora_is_not_pefts() -> None:
+    """LoHaConfig and LoKrConfig have no use_dora; without the base's weight the vector cannot leave."""
+    entry = replace(loha(QUERY, FLAT), magnitude=Magnitude(in_memory(RNG.standard_normal(8)), "out"))
+    with pytest.raises(ConversionError, match="base model's weight"):
+        folders(adapter_of([entry]))
 
 
 def test_loha_beside_lora_becomes_lora_because_a_folder_has_one_method() -> None:
