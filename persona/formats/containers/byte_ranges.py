@@ -16,6 +16,8 @@ from persona.core.adapters.tensor import Span, TensorRef
 from persona.core.host.errors import ConversionError, UnreadableFile
 
 CHUNK = 1 << 20
+WRITE_BUFFER = 1 << 20
+"""For files that are written: pieces that begin and end inside a page cost the kernel half as much again."""
 
 
 def file_size(path: Path) -> int:
@@ -155,7 +157,7 @@ def _follows(span: Span, before: Span) -> bool:
 class SpanCopier:
     """Copies byte ranges of files to the end of `out`, keeping the files open between copies."""
 
-    small = 1 << 16  # below this a read and a buffered write cost less than a flush and a copy in the kernel
+    small = WRITE_BUFFER  # below this a read and a buffered write cost less than a flush and a copy in the kernel
     most_open = 32
 
     def __init__(self, out: BinaryIO) -> None:
@@ -182,6 +184,14 @@ class SpanCopier:
             except OSError as error:
                 raise UnreadableFile(f"{path} cannot be read: {error.strerror or error}.") from error
         return self._open[path]
+
+    def append(self, ref: TensorRef) -> None:
+        """Append a tensor's bytes, wherever they are."""
+        if ref.span is None:
+            self._out.write(_bytes_of(ref))
+        else:
+            _require_length(ref)
+            self.copy(ref.span)
 
     def copy(self, span: Span) -> None:
         """Append the bytes of `span`. Raises UnreadableFile when the file no longer holds them."""

@@ -24,6 +24,7 @@ from persona.core.host.contracts import State
 from persona.core.host.errors import ConversionError, UnreadableFile
 from persona.formats.containers.byte_ranges import (
     CHUNK,
+    WRITE_BUFFER,
     SpanCopier,
     file_size,
     is_possible,
@@ -32,6 +33,7 @@ from persona.formats.containers.byte_ranges import (
     reading,
     tensor_in_file,
 )
+from persona.formats.containers.cursor import Cursor, CutShort
 from persona.formats.containers.flatten import python_scalar
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -103,7 +105,7 @@ class MindSpore:
         """Write `path` byte for byte as ms.save_checkpoint does; there is no place for metadata, and as with MindSpore
         an empty tensor leaves nothing. Raises ConversionError for a dtype that MindSpore's files do not have."""
         kinds = {name: _kind(name, ref) for name, ref in tensors.items()}
-        with path.open("wb", buffering=1 << 18) as out, SpanCopier(out) as copier:
+        with path.open("wb", buffering=WRITE_BUFFER) as out, SpanCopier(out) as copier:
             for name, ref in tensors.items():
                 _write_value(out, copier, name, kinds[name], ref)
         if self.checksum:
@@ -128,64 +130,69 @@ def _require_checksum(path: Path, size: int) -> None:
 class _Message:
     """Fields of one protobuf message, read from a file between two bytes."""
 
-    def __init__(self, path: Path, stream: BinaryIO, end: int) -> None:
-        self.path, self.stream, self.end = path, stream, end
+    __slots__ = ("cursor", "end", "path")
+
+    def __init__(self, path: Path, cursor: Cursor, end: int) -> None:
+        self.path, self.cursor, self.end = path, cursor, end
 
     def refuse(self, reason: str) -> NoReturn:
         raise UnreadableFile(
-            f"{self.path} is not a whole MindSpore checkpoint: {reason} (near byte {self.stream.tell()}).",
+            f"{self.path} is not a whole MindSpore checkpoint: {reason} (near byte {self.cursor.position}).",
             hint="Fetch the file again.",
         )
 
     def more(self) -> bool:
-        return self.stream.tell() < self.end
+        return self.cursor.position < self.end
 
     def varint(self) -> int:
         value = 0
         for shift in range(0, 70, 7):
-            byte = self.stream.read(1)
-            if not byte or self.stream.tell() > self.end:
+            byte = self.cursor.byte()
+            if self.cursor.position > self.end:
                 self.refuse("it is cut short")
-            value |= (byte[0] & 0x7F) << shift
-            if not byte[0] & 0x80:
-                return value
+            if byte < 0x80:
+                return value | byte << shift
+            value |= (byte & 0x7F) << shift
         self.refuse("a number in it does not end")
 
     def length(self) -> int:
         length = self.varint()
-        if length > self.end - self.stream.tell():
+        if length > self.end - self.cursor.position:
             self.refuse(f"{length} bytes should follow, and it is cut short")
         return length
 
     def message(self) -> _Message:
         length = self.length()
-        return _Message(self.path, self.stream, self.stream.tell() + length)
+        return _Message(self.path, self.cursor, self.cursor.position + length)
 
     def text(self) -> str:
         length = self.length()
         if length > LONGEST_TAG:
             self.refuse(f"a name in it has {length} bytes")
         try:
-            return self.stream.read(length).decode("utf-8")
+            return self.cursor.take(length).decode("utf-8")
         except UnicodeDecodeError:
             self.refuse("a name in it is not UTF-8")
 
     def skip(self) -> tuple[int, int]:
         length = self.length()
-        offset = self.stream.tell()
-        self.stream.seek(offset + length)
+        offset = self.cursor.position
+        self.cursor.position += length
         return offset, length
 
 
 def _values(path: Path, size: int) -> Iterator[_Value]:
-    with reading(path, buffering=1 << 16) as stream:
-        whole = _Message(path, stream, size)
-        for _ in range(MOST_VALUES):
-            if not whole.more():
-                return
-            if whole.varint() != 0x0A:
-                whole.refuse("something that is not a tensor is in it")
-            yield _value(whole.message())
+    with reading(path) as file:
+        whole = _Message(path, Cursor(file, 0, size), size)
+        try:
+            for _ in range(MOST_VALUES):
+                if not whole.more():
+                    return
+                if whole.varint() != 0x0A:
+                    whole.refuse("something that is not a tensor is in it")
+                yield _value(whole.message())
+        except CutShort:
+            whole.refuse("it is cut short")
         whole.refuse(f"it has more than {MOST_VALUES} tensors")
 
 

@@ -13,7 +13,14 @@ import numpy as np
 from persona.core.adapters.tensor import TensorRef
 from persona.core.host.contracts import State
 from persona.core.host.errors import ConversionError, UnreadableFile
-from persona.formats.containers.byte_ranges import file_size, is_possible, iterate_bytes, read_range, tensor_in_file
+from persona.formats.containers.byte_ranges import (
+    WRITE_BUFFER,
+    file_size,
+    is_possible,
+    iterate_bytes,
+    read_range,
+    tensor_in_file,
+)
 from persona.formats.containers.flatten import python_scalar
 from persona.formats.containers.zip_directory import STORED, Member, read_directory, read_member, read_start
 from persona.formats.containers.zip_writer import ZipWriter
@@ -61,7 +68,7 @@ class Npz:
         """Write `path` as np.savez does; there is no place for metadata. Raises ConversionError for dtypes that numpy
         has no word for (bfloat16, float8)."""
         heads = {name: _npy_header(name, ref) for name, ref in tensors.items()}
-        with path.open("wb", buffering=1 << 18) as out:
+        with path.open("wb", buffering=WRITE_BUFFER) as out:
             archive = ZipWriter(out)
             for name, ref in tensors.items():
                 archive.add(f"{name}.npy", len(heads[name]) + ref.nbytes, [heads[name], *iterate_bytes(ref)])

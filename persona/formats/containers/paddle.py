@@ -14,7 +14,7 @@ from persona.core.adapters.tensor import BFLOAT16, TensorRef
 from persona.core.host.contracts import State
 from persona.core.host.errors import ConversionError, UnreadableFile
 from persona.formats.containers import pickle_writer as opcodes
-from persona.formats.containers.byte_ranges import file_size, is_possible, tensor_in_file, write_tensors
+from persona.formats.containers.byte_ranges import WRITE_BUFFER, SpanCopier, file_size, is_possible, tensor_in_file
 from persona.formats.containers.flatten import flatten
 from persona.formats.containers.pickle_arrays import numpy_tensor
 from persona.formats.containers.pickle_reader import read_pickle
@@ -74,12 +74,12 @@ class Paddle:
         """Write `path` as paddle.save would (protocol 4), readable under numpy 1 and 2; there is no place for
         metadata. Raises ConversionError for a dtype that Paddle's files do not have."""
         heads = {name: _head(name, ref) for name, ref in tensors.items()}
-        with path.open("wb", buffering=1 << 18) as out:
+        with path.open("wb", buffering=WRITE_BUFFER) as out, SpanCopier(out) as copier:
             out.write(opcodes.protocol(4) + opcodes.EMPTY_DICT + opcodes.MARK)
             for name, ref in tensors.items():
                 out.write(opcodes.text(name) + heads[name])
                 if ref.python is None:
-                    write_tensors(out, [ref])
+                    copier.append(ref)
                     out.write(opcodes.TUPLE + opcodes.BUILD)
             table = [name for name, ref in tensors.items() if ref.python is None]
             if table:  # an empty table would make paddle.load give arrays in place of tensors

@@ -10,10 +10,11 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 from persona.core.host.errors import UnreadableFile
 from persona.formats.containers.byte_ranges import file_size, reading
+from persona.formats.containers.cursor import Cursor, CutShort
 from persona.formats.containers.pickle_symbols import (
     ALLOWED,
     STORAGES,
@@ -32,6 +33,9 @@ LONGEST_TEXT = 4_096  # longer texts stay in the file
 LONGEST_BYTES = 256
 MOST_TEXT = 64 << 20  # bytes of text held in memory in all
 LONGEST_INTEGER = 255
+STOP = ord(".")
+_SYMBOLS = {(symbol.module, symbol.name): symbol for symbol in ALLOWED}
+_BY_LINES = {f"{symbol.module}\n{symbol.name}".encode(): symbol for symbol in ALLOWED}
 
 
 @dataclass(frozen=True)
@@ -47,65 +51,57 @@ def read_pickle(path: Path, start: int = 0, end: int | None = None) -> Pickled:
 
     Raises UnreadableFile for anything that a weight file does not do."""
     size = file_size(path)
-    with reading(path, buffering=1 << 16) as file:
-        file.seek(start)
-        return _Interpreter(path, file, min(size, end) if end is not None else size).run()
+    with reading(path) as file:
+        return _Interpreter(path, Cursor(file, start, min(size, end) if end is not None else size)).run()
 
 
 class _Interpreter:
-    def __init__(self, path: Path, stream: BinaryIO, end: int) -> None:
-        self.path, self.stream, self.end = path, stream, end
+    def __init__(self, path: Path, cursor: Cursor) -> None:
+        self.path, self.cursor = path, cursor
+        self.byte, self.take = cursor.byte, cursor.take
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.text_held = self.copied = 0
 
     def run(self) -> Pickled:
-        for _ in range(MOST_OPCODES):
-            code = self.stream.read(1)
-            if code == b"." and self.stream.tell() <= self.end:
-                if len(self.stack) != 1 or self.marks:
-                    self.refuse("the pickle ends with values left over")
-                return Pickled(self.stack[0], self.stream.tell())
-            action = _ACTIONS.get(code)
-            if action is None:
-                self._refuse_opcode(code)
-            try:
-                action(self)
-            except (Malformed, struct.error) as error:
-                self.refuse(str(error))
-            except (IndexError, KeyError):
-                self.refuse("an opcode needs a value that is not there")
-        self.refuse(f"the pickle has more than {MOST_OPCODES} opcodes")
+        try:
+            for _ in range(MOST_OPCODES):
+                code = self.byte()
+                if code == STOP:
+                    break
+                _BY_CODE[code](self)
+            else:
+                self.refuse(f"the pickle has more than {MOST_OPCODES} opcodes")
+        except CutShort:
+            raise UnreadableFile(
+                f"{self.path} is cut short: its pickle does not end.", hint="Fetch the file again."
+            ) from None
+        except (Malformed, struct.error) as error:
+            self.refuse(str(error))
+        except (IndexError, KeyError):
+            self.refuse("an opcode needs a value that is not there")
+        if len(self.stack) != 1 or self.marks:
+            self.refuse("the pickle ends with values left over")
+        return Pickled(self.stack[0], self.cursor.position)
 
     def refuse(self, reason: str, hint: str = "") -> NoReturn:
-        raise UnreadableFile(f"{self.path}: {reason} (near byte {self.stream.tell()}).", hint=hint)
-
-    def _refuse_opcode(self, code: bytes) -> NoReturn:
-        if not code or self.stream.tell() > self.end:
-            raise UnreadableFile(f"{self.path} is cut short: its pickle does not end.", hint="Fetch the file again.")
-        self.refuse(f"pickle opcode {code!r}, which no weight file uses")
+        raise UnreadableFile(f"{self.path}: {reason} (near byte {self.cursor.position}).", hint=hint)
 
     # Reading what follows an opcode
-
-    def take(self, length: int) -> bytes:
-        data = self.stream.read(length)
-        if len(data) != length or self.stream.tell() > self.end:
-            raise UnreadableFile(f"{self.path} is cut short: its pickle does not end.", hint="Fetch the file again.")
-        return data
 
     def number(self, length: int) -> int:
         return int.from_bytes(self.take(length), "little")
 
     def skip(self, length: int) -> int:
         """Pass over `length` bytes; where they begin."""
-        start = self.stream.tell()
-        if length > self.end - start:
+        start, left = self.cursor.position, self.cursor.end - self.cursor.position
+        if length > left:
             raise UnreadableFile(
-                f"{self.path} is cut short: {length} bytes should follow byte {start} and {self.end - start} do.",
+                f"{self.path} is cut short: {length} bytes should follow byte {start} and {left} do.",
                 hint="Fetch the file again.",
             )
-        self.stream.seek(start + length)
+        self.cursor.position += length
         return start
 
     def text(self, length: int) -> str | TextInFile:
@@ -123,10 +119,10 @@ class _Interpreter:
             raise Malformed(f"the text {data[:40]!r} is not UTF-8") from error
 
     def line(self) -> str:
-        data = self.stream.readline(LONGEST_BYTES)
-        if not data.endswith(b"\n"):
+        length = self.cursor.ahead(LONGEST_BYTES).find(b"\n")
+        if length < 0:
             raise Malformed("a global's name does not end")
-        return self.decode(data[:-1])
+        return self.decode(self.cursor.take(length + 1)[:-1])
 
     # Acting on the stack
 
@@ -149,10 +145,10 @@ class _Interpreter:
     def push_symbol(self, module: Any, name: Any, offset: int) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise Malformed("a global's name is not text")
-        symbol = Symbol(module, name)
-        if symbol not in ALLOWED:
+        symbol = _SYMBOLS.get((module, name))
+        if symbol is None:
             raise UnreadableFile(
-                f"{self.path} asks for {str(symbol)[:120]!r} at byte {offset}, which no weight file needs. "
+                f"{self.path} asks for {f'{module}.{name}'[:120]!r} at byte {offset}, which no weight file needs. "
                 "Nothing of the file was run.",
                 hint="Do not open it with another program, and get the weights as safetensors.",
             )
@@ -204,7 +200,7 @@ def _protocol(pickle: _Interpreter) -> None:
 
 def _frame(pickle: _Interpreter) -> None:
     length = pickle.number(8)
-    if length > pickle.end - pickle.stream.tell():
+    if length > pickle.cursor.end - pickle.cursor.position:
         raise UnreadableFile(
             f"{pickle.path} is cut short: its pickle needs {length} bytes more.", hint="Fetch the file again."
         )
@@ -244,13 +240,20 @@ def _tuple_of(pickle: _Interpreter, count: int) -> None:
 
 
 def _global(pickle: _Interpreter) -> None:
-    offset = pickle.stream.tell() - 1
-    pickle.push_symbol(pickle.line(), pickle.line(), offset)
+    offset = pickle.cursor.position - 1
+    ahead = pickle.cursor.ahead(LONGEST_BYTES)
+    length = ahead.find(b"\n", ahead.find(b"\n") + 1)
+    symbol = _BY_LINES.get(ahead[:length]) if length > 0 else None
+    if symbol is None:
+        pickle.push_symbol(pickle.line(), pickle.line(), offset)
+        return
+    pickle.cursor.position += length + 1
+    pickle.stack.append(symbol)
 
 
 def _stack_global(pickle: _Interpreter) -> None:
     name, module = pickle.stack.pop(), pickle.stack.pop()
-    pickle.push_symbol(module, name, pickle.stream.tell() - 1)
+    pickle.push_symbol(module, name, pickle.cursor.position - 1)
 
 
 def _reduce(pickle: _Interpreter) -> None:
@@ -310,6 +313,10 @@ def _push(make: Callable[[], Any]) -> Callable[[_Interpreter], None]:
     return lambda pickle: pickle.stack.append(make())
 
 
+def _unknown(code: int) -> Callable[[_Interpreter], None]:
+    return lambda pickle: pickle.refuse(f"pickle opcode {bytes([code])!r}, which no weight file uses")
+
+
 _ACTIONS: dict[bytes, Callable[[_Interpreter], Any]] = {
     b"\x80": _protocol,
     b"\x95": _frame,
@@ -324,7 +331,7 @@ _ACTIONS: dict[bytes, Callable[[_Interpreter], Any]] = {
     b")": _push(tuple),
     b"\x8f": _push(set),
     b"J": lambda pickle: pickle.stack.append(int.from_bytes(pickle.take(4), "little", signed=True)),
-    b"K": lambda pickle: pickle.stack.append(pickle.number(1)),
+    b"K": lambda pickle: pickle.stack.append(pickle.byte()),
     b"M": lambda pickle: pickle.stack.append(pickle.number(2)),
     b"\x8a": lambda pickle: _integer(pickle, 1),
     b"\x8b": lambda pickle: _integer(pickle, 4),
@@ -348,10 +355,10 @@ _ACTIONS: dict[bytes, Callable[[_Interpreter], Any]] = {
     b"\x85": lambda pickle: _tuple_of(pickle, 1),
     b"\x86": lambda pickle: _tuple_of(pickle, 2),
     b"\x87": lambda pickle: _tuple_of(pickle, 3),
-    b"q": lambda pickle: pickle.remember(pickle.number(1)),
+    b"q": lambda pickle: pickle.remember(pickle.byte()),
     b"r": lambda pickle: pickle.remember(pickle.number(4)),
     b"\x94": lambda pickle: pickle.remember(len(pickle.memo)),
-    b"h": lambda pickle: pickle.stack.append(pickle.memo[pickle.number(1)]),
+    b"h": lambda pickle: pickle.stack.append(pickle.memo[pickle.byte()]),
     b"j": lambda pickle: pickle.stack.append(pickle.memo[pickle.number(4)]),
     b"c": _global,
     b"\x93": _stack_global,
@@ -360,3 +367,4 @@ _ACTIONS: dict[bytes, Callable[[_Interpreter], Any]] = {
     b"b": _build,
     b"Q": lambda pickle: pickle.persistent(pickle.stack.pop()),
 }
+_BY_CODE = [_ACTIONS.get(bytes([code]), _unknown(code)) for code in range(256)]

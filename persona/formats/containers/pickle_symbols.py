@@ -69,6 +69,7 @@ TORCH_DTYPES: dict[str, np.dtype[Any]] = {
     "float8_e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
 }
 
+NDARRAY = Symbol("numpy", "ndarray")
 NUMPY_CODES = {"b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "c8", "c16"}
 MOST_AXES = 8
 
@@ -142,7 +143,7 @@ def _rebuild_parameter(data: Any = None, *_: Any) -> Any:
 
 
 def _reconstruct(kind: Any, *_: Any) -> NumpyArray:
-    if kind != Symbol("numpy", "ndarray"):
+    if kind != NDARRAY:
         raise Malformed("_reconstruct is used for something that is not an array")
     return NumpyArray()
 
@@ -238,7 +239,7 @@ CALLABLE: dict[Symbol, Callable[..., Any]] = {
 
 # Named, never called: the types that others are made of.
 NAMED = {
-    Symbol("numpy", "ndarray"),
+    NDARRAY,
     *(Symbol(module, name) for module in ("torch", "torch.storage") for name in STORAGES),
     *(Symbol("torch", name) for name in TORCH_DTYPES),
     # Original Stable Diffusion checkpoints have this class as a key under "callbacks" (pytorch-lightning 1.4).
@@ -260,12 +261,13 @@ ALLOWED = CALLABLE.keys() | NAMED | OBJECTS
 
 def call(symbol: Symbol, arguments: tuple[Any, ...]) -> Any:
     """What `symbol(*arguments)` stands for. Raises Malformed."""
-    if symbol in OBJECTS:
-        return Opaque(symbol, arguments)
-    if symbol not in CALLABLE:
+    build = CALLABLE.get(symbol)
+    if build is None:
+        if symbol in OBJECTS:
+            return Opaque(symbol, arguments)
         raise Malformed(f"{symbol} is called, which no weight file does")
     try:
-        return CALLABLE[symbol](*arguments)
+        return build(*arguments)
     except (TypeError, UnicodeError) as error:
         raise Malformed(f"{symbol} is called in a way it never is") from error
 

@@ -18,7 +18,14 @@ import numpy as np
 from persona.core.adapters.tensor import BFLOAT16, FLOAT8_E4M3, FLOAT8_E5M2, TensorRef
 from persona.core.host.contracts import State
 from persona.core.host.errors import ConversionError, UnreadableFile
-from persona.formats.containers.byte_ranges import file_size, is_possible, read_range, tensor_in_file, write_tensors
+from persona.formats.containers.byte_ranges import (
+    WRITE_BUFFER,
+    file_size,
+    is_possible,
+    read_range,
+    tensor_in_file,
+    write_tensors,
+)
 
 LARGEST_HEADER = 100_000_000
 MOST_TENSORS = 1_000_000
@@ -96,7 +103,7 @@ class Safetensors:
         text += b" " * (-len(text) % 8)
         if len(text) > LARGEST_HEADER:
             raise ConversionError(f"The header would have {len(text)} bytes; safetensors allows {LARGEST_HEADER}.")
-        with path.open("wb", buffering=1 << 18) as out:
+        with path.open("wb", buffering=WRITE_BUFFER) as out:
             out.write(len(text).to_bytes(8, "little") + text)
             write_tensors(out, (tensors[name] for name in names))
 

@@ -14,7 +14,7 @@ import numpy as np
 from persona.core.adapters.tensor import BFLOAT16, TensorRef
 from persona.core.host.errors import ConversionError
 from persona.formats.containers import pickle_writer as opcodes
-from persona.formats.containers.byte_ranges import iterate_bytes
+from persona.formats.containers.byte_ranges import WRITE_BUFFER, iterate_bytes
 from persona.formats.containers.zip_writer import ZipWriter
 
 FOLDER = "archive/"
@@ -51,7 +51,7 @@ def write_torch(path: Path, tensors: Mapping[str, TensorRef]) -> None:
     """Write the archive, one tensor at a time. Raises ConversionError for a dtype that torch does not have."""
     keys = {name: str(index) for index, name in enumerate(_names_of_tensors(tensors))}
     pickle = _pickle(tensors, keys)
-    with path.open("wb", buffering=1 << 18) as out:
+    with path.open("wb", buffering=WRITE_BUFFER) as out:
         archive = ZipWriter(out, FOLDER)
         archive.add("data.pkl", len(pickle), [pickle])
         archive.add("byteorder", 6, [b"little"])
