@@ -60,7 +60,7 @@ test-peers: backends ## files that persona writes, loaded by diffusers, PEFT, ly
 	  --no-deps --requirement constraints/lycoris.txt
 	PYTHONPATH="$$PERSONA_DATA/lycoris" $(BIN)/python -m pytest \
 	  tests/peers/test_diffusers.py tests/peers/test_peft.py tests/peers/test_peft_methods.py \
-	  tests/peers/test_lycoris.py
+	  tests/peers/test_whole_transformers.py tests/peers/test_lycoris.py
 	for name in paddle mindspore; do \
 	  PYTHONPATH="$$PERSONA_DATA/pytest" "$$PERSONA_DATA/environments/$$name/bin/python" -m pytest \
 	    "tests/peers/test_$$name.py" || exit 1; done

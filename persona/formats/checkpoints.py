@@ -18,10 +18,13 @@ from persona.core.adapters.unet import UNet
 from persona.core.host.contracts import Output, State
 from persona.core.host.errors import ConversionError, UnreadableFile
 from persona.formats.containers.open import identify
-from persona.formats.models import ldm_model, mindspore_model, paddle_model
+from persona.formats.models import ldm_model, ldm_vae, mindspore_model, paddle_model
+from persona.formats.models.completeness import refuse_other_autoencoder
 from persona.formats.models.configs import MAKERS, model_index
 from persona.formats.models.families import FAMILIES
 from persona.formats.models.ldm_unet import Topology, topology_of
+from persona.formats.models.transformer_file import TABLES, read_one_file, write_one_file
+from persona.formats.models.whole_transformer import names_of
 
 Tensors = Mapping[str, TensorRef]
 Form = Literal["diffusers", "ppdiffusers", "ldm", "mindspore", "wukong"]
@@ -41,12 +44,6 @@ BEGINNINGS = (
     ("text_encoder", ("text_model.", "encoder.layers.")),
 )
 """How the parameters of a component alone begin, under diffusers' names."""
-ORIGINAL_TRANSFORMERS = (
-    (("joint_blocks.",), "Stable Diffusion 3", "SD3Transformer2DModel"),
-    (("double_blocks.", "single_blocks."), "Flux", "FluxTransformer2DModel"),
-)
-"""Whole transformers in their authors' own names: how a block begins, the model, the class of diffusers' that reads it.
-"""
 LARGEST_JSON = 1 << 24
 
 
@@ -58,29 +55,7 @@ def is_whole_model(state: State) -> bool:
     ):
         return False
     known = ldm_model.is_ldm(state.tensors) or component_alone(state.tensors) is not None
-    return known or _original_transformer(state.tensors) is not None
-
-
-def _original_transformer(tensors: Tensors) -> tuple[str, str] | None:
-    """(model, diffusers' class) of a diffusion transformer in its authors' names, or None."""
-    names = [key.removeprefix(ldm_model.UNET) for key in tensors]
-    found = (
-        (model, reader) for starts, model, reader in ORIGINAL_TRANSFORMERS if any(n.startswith(starts) for n in names)
-    )
-    return next(found, None)
-
-
-def _refuse_transformer(tensors: Tensors, path: str) -> None:
-    """The single files of SD3 and Flux are not converted: said with what to do, not parameter by parameter."""
-    original = _original_transformer(tensors)
-    if original is None:
-        return
-    model, reader = original
-    raise UnreadableFile(
-        f"{path} is a whole {model} model in one file, which persona does not convert; it reads diffusers' folders.",
-        hint=f"python -c 'import diffusers; diffusers.{reader}.from_single_file("
-        f'"{path}").save_pretrained("model/transformer")\'',
-    )
+    return known or names_of(state.tensors) is not None
 
 
 def component_alone(tensors: Tensors) -> str | None:
@@ -101,12 +76,14 @@ def read_checkpoint(path: Path | str, *, family: str | None = None) -> Checkpoin
 def checkpoint_of(state: State, path: str, *, family: str | None = None) -> Checkpoint:
     """The model that an opened file holds. Raises UnreadableFile for names nobody knows."""
     tensors, form, wrapped = state.tensors, "ldm", False
-    _refuse_transformer(tensors, path)
     if mindspore_model.is_mindspore(tensors):
         wrapped = mindspore_model.is_wrapped(tensors)
         tensors, form = mindspore_model.from_mindspore(tensors), "wukong" if wrapped else "mindspore"
-    if ldm_model.is_ldm(tensors):
-        parts = ldm_model.read_ldm(tensors)
+    if ldm_vae.is_bare(tensors):
+        tensors = {ldm_model.VAE + name: ref for name, ref in tensors.items()}
+    table = names_of(tensors)
+    if table is not None or ldm_model.is_ldm(tensors):
+        parts = read_one_file(tensors, table, path) if table is not None else ldm_model.read_ldm(tensors)
         _refuse_unknown(parts.unknown, path)
         made = Checkpoint(None, parts.components, extras=parts.extras, notes=[*state.notes, *parts.notes])
     else:
@@ -119,7 +96,9 @@ def checkpoint_of(state: State, path: str, *, family: str | None = None) -> Chec
         form = "diffusers"
     made.metadata = dict(state.metadata)
     made.source = Source(path, state.container, form)
-    made.family = family or family_of(made, wukong=wrapped)
+    made.family = family or (table.family if table is not None else family_of(made, wukong=wrapped))
+    if "vae" in made.components:
+        refuse_other_autoencoder(made.components["vae"], path)
     return made
 
 
@@ -222,6 +201,8 @@ def outputs(checkpoint: Checkpoint, form: Form, notes: list[str]) -> list[Output
     """The files that spell a model; decisions are added to `notes`. Raises ConversionError when it has no such form."""
     if form in ("diffusers", "ppdiffusers"):
         return _folder_outputs(checkpoint, paddle=form == "ppdiffusers", notes=notes)
+    if "transformer" in checkpoint.components:
+        return [Output(_one_file(checkpoint, form, notes), {**_metadata(checkpoint), "format": "pt"})]
     encoders = ldm_model.WRITTEN_AS.get(checkpoint.family or "", {})
     if not encoders and any(name.startswith("text_encoder") for name in checkpoint.components):
         raise ConversionError("The family decides how LDM's file names the text encoder.", hint="--family sd1")
@@ -229,9 +210,19 @@ def outputs(checkpoint: Checkpoint, form: Form, notes: list[str]) -> list[Output
         encoders = {"text_encoder": ldm_model.ENCODERS[4]}
     topology = _topology(checkpoint)
     tensors = ldm_model.write_ldm(checkpoint.components, checkpoint.extras, encoders, topology, notes)
+    if checkpoint.components.keys() == {"vae"} and form == "ldm":  # alone it is written, and read, without the prefix
+        tensors = {name.removeprefix(ldm_model.VAE): ref for name, ref in tensors.items()}
     if form in ("mindspore", "wukong"):
         tensors = mindspore_model.to_mindspore(tensors, wrapped=form == "wukong")
     return [Output(tensors, {**_metadata(checkpoint), "format": "pt"})]
+
+
+def _one_file(checkpoint: Checkpoint, form: Form, notes: list[str]) -> Tensors:
+    if form != "ldm":
+        raise ConversionError(f"Nobody has written SD3 or Flux as {form} yet.", hint="--to ldm or --to diffusers")
+    if checkpoint.family not in TABLES:
+        raise ConversionError("The family decides how one file names a transformer.", hint="--family sd3")
+    return write_one_file(checkpoint.components, checkpoint.extras, TABLES[checkpoint.family], notes)
 
 
 def _topology(checkpoint: Checkpoint) -> Topology:

@@ -10,6 +10,7 @@ NEEDS = {
     "test_diffusers.py": "diffusers",
     "test_peft.py": "peft",
     "test_peft_methods.py": "peft",
+    "test_whole_transformers.py": "diffusers",
     "test_lycoris.py": "lycoris",
     "test_paddle.py": "ppdiffusers",
     "test_mindspore.py": "mindone",

@@ -69,6 +69,22 @@ DEFAULTS = """## What is written when nothing is said
 The chosen dialect is told; `--to` names another. Other names are understood: a1111, forge, sd-scripts (kohya), comfyui
 (comfy), paddle (ppdiffusers), mindspore (mindone), wukong (mindpet).
 """
+MODELS = """## Whole models
+
+| form | what | models |
+|---|---|---|
+| **diffusers** | a folder of components, or one component in a file | all |
+| **ldm** | one file in the authors' own names | Stable Diffusion 1, 2, XL and its refiner: UNet, autoencoder, text encoders |
+| | | Stable Diffusion 3 and 3.5, Flux.1: the transformer alone, or with all the others as ComfyUI packs them |
+| | | an autoencoder alone |
+| **ppdiffusers** | a folder of Paddle's components | all |
+| **mindspore**, **wukong** | one checkpoint of MindONE's or Wukong's code | those with a UNet |
+
+Names and layout change, no number does. A transformer and an autoencoder have to be whole: every parameter that a model
+of their sizes has, in its shape, and no other. So these are refused, each by the name of the first thing that is wrong:
+weights in scaled float8 or four bits, which have scales beside them; Flux.2, Chroma and other relatives of Flux.1;
+autoencoders of another making; text encoders that are packed otherwise than SD3's and Flux' are.
+"""  # noqa: E501 - the rows of a table
 ALPHA = """## Alpha
 
 What a LoRA adds is alpha / rank · up · down, and most trouble between tools is a lost alpha. persona prints where it
@@ -251,7 +267,7 @@ def page() -> str:
     for heading, (header, rows) in tables.items():
         line = "|" + "---|" * (header.count("|") - 1)
         sections.append("\n".join([heading, header, line, *rows, ""]))
-    return "\n".join([*sections, ALPHA, MEASURED])
+    return "\n".join([*sections, MODELS, ALPHA, MEASURED])
 
 
 def main() -> int:

@@ -101,8 +101,9 @@ def plan(
     apart: Callable[[Sequence[Entry]], str | None] = lambda entries: None,
 ) -> Plan:
     """Plan a conversion. `fused_path` names the joined module that a module is part of in the target, if any; `spell`
-    raises NoPlace for a module as the slots can hold it which the target still has no name for. `apart` tells why the modules of one component cannot all stay in the
-    algorithms they have; they become LoRA then."""
+    raises NoPlace for a module as the slots can hold it which the target still has no name for. `apart` tells why the
+    modules of one component cannot all stay in the algorithms they have; they become LoRA then.
+    """
     wishes = wishes or Wishes()
     made = Plan(replace(adapter, entries={}), target)
     entries = _regrouped(adapter.entries.values(), slots, fused_path, made)

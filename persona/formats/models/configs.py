@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from persona.core.adapters.tensor import TensorRef
+from persona.formats.models.whole_transformer import transformer_config
 
 Tensors = Mapping[str, TensorRef]
 HEADS: dict[str, Any] = {
@@ -19,8 +20,15 @@ HEADS: dict[str, Any] = {
     "sdxl-refiner": [6, 12, 24, 24],
 }
 """`attention_head_dim`, which in diffusers' UNet is the number of heads."""
-PIPELINES = {"sdxl": "StableDiffusionXLPipeline", "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline"}
-SCALING = {"sdxl": 0.13025, "sdxl-refiner": 0.13025, "kolors": 0.13025}
+PIPELINES = {
+    "sdxl": "StableDiffusionXLPipeline",
+    "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "flux1": "FluxPipeline",
+}
+SCALING = {"sdxl": 0.13025, "sdxl-refiner": 0.13025, "kolors": 0.13025, "sd3": 1.5305, "flux1": 0.3611}
+SHIFT = {"sd3": 0.0609, "flux1": 0.1159}
+"""What the autoencoder's latents are multiplied by, and what is taken off before, as published with each model."""
 
 
 def unet_config(parameters: Tensors, family: str) -> dict[str, Any]:
@@ -73,13 +81,16 @@ def vae_config(parameters: Tensors, family: str) -> dict[str, Any]:
         "layers_per_block": _count(parameters, r"^encoder\.down_blocks\.0\.resnets\.(\d+)\."),
         "norm_num_groups": _groups(channels[0]),
         "scaling_factor": SCALING.get(family, 0.18215),
+        **({"shift_factor": SHIFT[family]} if family in SHIFT else {}),
         "use_quant_conv": "quant_conv.weight" in parameters,
         "use_post_quant_conv": "post_quant_conv.weight" in parameters,
     }
 
 
 def encoder_config(parameters: Tensors, family: str) -> dict[str, Any]:
-    """`text_encoder/config.json`."""
+    """`text_encoder/config.json`, of CLIP or of T5."""
+    if "shared.weight" in parameters:
+        return _t5_config(parameters)
     vocabulary, width = parameters["text_model.embeddings.token_embedding.weight"].shape
     projection = parameters.get("text_projection.weight")
     openclip = projection is not None or family == "sd2"
@@ -98,11 +109,32 @@ def encoder_config(parameters: Tensors, family: str) -> dict[str, Any]:
     }
 
 
+def _t5_config(parameters: Tensors) -> dict[str, Any]:
+    vocabulary, width = parameters["shared.weight"].shape
+    buckets, heads = parameters["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"].shape
+    return {
+        "architectures": ["T5EncoderModel"],
+        "model_type": "t5",
+        "d_ff": parameters["encoder.block.0.layer.1.DenseReluDense.wo.weight"].shape[1],
+        "d_kv": parameters["encoder.block.0.layer.0.SelfAttention.q.weight"].shape[0] // heads,
+        "d_model": width,
+        "feed_forward_proj": "gated-gelu",
+        "is_encoder_decoder": True,
+        "layer_norm_epsilon": 1e-6,
+        "num_heads": heads,
+        "num_layers": _count(parameters, r"^encoder\.block\.(\d+)\."),
+        "relative_attention_num_buckets": buckets,
+        "vocab_size": vocabulary,
+    }
+
+
 MAKERS: dict[str, Callable[[Tensors, str], dict[str, Any]]] = {
     "unet": unet_config,
+    "transformer": transformer_config,
     "vae": vae_config,
     "text_encoder": encoder_config,
     "text_encoder_2": encoder_config,
+    "text_encoder_3": encoder_config,
 }
 """Component -> its config from shapes."""
 CLASSES = {
@@ -110,13 +142,25 @@ CLASSES = {
     "vae": ["diffusers", "AutoencoderKL"],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "text_encoder_3": ["transformers", "T5EncoderModel"],
+}
+OWN_CLASSES = {
+    "sd3": {
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+    },
+    "flux1": {
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "text_encoder_2": ["transformers", "T5EncoderModel"],
+    },
 }
 
 
 def model_index(components: Mapping[str, Tensors], family: str) -> dict[str, Any]:
     """`model_index.json` of the components that are there."""
     index: dict[str, Any] = {"_class_name": PIPELINES.get(family, "StableDiffusionPipeline")}
-    index.update({name: CLASSES[name] for name in components if name in CLASSES})
+    classes = {**CLASSES, **OWN_CLASSES.get(family, {})}
+    index.update({name: classes[name] for name in components if name in classes})
     return index
 
 

@@ -24,6 +24,9 @@ ENCODERS = (
     ("conditioner.embedders.0.model.", "text_encoder_2", "openclip"),
     ("cond_stage_model.transformer.", "text_encoder", "huggingface"),
     ("cond_stage_model.model.", "text_encoder", "openclip"),
+    ("text_encoders.clip_l.transformer.", "text_encoder", "huggingface"),
+    ("text_encoders.clip_g.transformer.", "text_encoder_2", "huggingface"),
+    ("text_encoders.t5xxl.transformer.", "text_encoder_3", "t5"),
 )
 WRITTEN_AS = {
     "sd1": {"text_encoder": ENCODERS[3]},
@@ -31,11 +34,13 @@ WRITTEN_AS = {
     "sd2": {"text_encoder": ENCODERS[4]},
     "sdxl": {"text_encoder": ENCODERS[0], "text_encoder_2": ENCODERS[1]},
     "sdxl-refiner": {"text_encoder_2": ENCODERS[2]},
+    "sd3": {"text_encoder": ENCODERS[5], "text_encoder_2": ENCODERS[6], "text_encoder_3": ENCODERS[7]},
+    "flux1": {"text_encoder": ENCODERS[5], "text_encoder_2": ENCODERS[7]},
 }
 """Family -> component -> (prefix, component, spelling)."""
 RECALCULATED = re.compile(
     r"^(?:model_ema\.|loss\.|(?:alphas_cumprod|betas|sqrt_|log_one_minus|posterior_|logvar|lvlb_weights|global_step|"
-    r"denoiser\.|edm_mean|edm_std|scale_factor))|position_ids$"
+    r"denoiser\.|edm_mean|edm_std|scale_factor|text_encoders\.\w+\.logit_scale$))|position_ids$"
 )
 """Schedules, averages and counters: every reader makes its own."""
 KEPT = re.compile(r"(?:logit_scale|text_projection|transformer\.resblocks\.23\.)")
@@ -92,6 +97,12 @@ def _encoder(parts: Parts, key: str, ref: TensorRef, layers: Mapping[str, int]) 
         parts.dropped.append(key)
     elif found is None:
         parts.unknown.append(key)
+    elif found[2] == "t5":
+        name = key[len(found[0]) :]  # T5 shares its table between both names, and transformers keeps the first
+        if name != "encoder.embed_tokens.weight":
+            parts.put(found[1], name, ref)
+        else:
+            parts.components.setdefault(found[1], {}).setdefault("shared.weight", ref)
     elif found[2] == "huggingface":
         name = key[len(found[0]) :]
         if not name.startswith(("text_model.", "text_projection")):
@@ -187,7 +198,7 @@ def _named(name: str | None, component: str, parameter: str) -> str:
 
 def _written_encoder(row: tuple[str, str, str], parameters: Tensors, extras: Tensors, notes: list[str]) -> Tensors:
     prefix, component, style = row
-    if style == "huggingface":
+    if style in ("huggingface", "t5"):
         return {f"{prefix}{name}": ref for name, ref in parameters.items()}
     made: dict[str, TensorRef] = {}
     for name, ref in parameters.items():

@@ -6,6 +6,7 @@ LDM counts the decoder's levels from the picture inwards and keeps the attention
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 ATTENTION = (("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out"))
 OLDER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -71,6 +72,18 @@ def levels_of(names: list[str]) -> int:
     """The number of levels that a list of either spelling shows."""
     found = [int(match[1]) for name in names if (match := re.search(r"(?:down|up)(?:_blocks)?\.(\d+)\.", name))]
     return max(found, default=0) + 1
+
+
+def modern(path: str) -> str:
+    """A diffusers parameter or path with today's names in the attention."""
+    head, sign, rest = path.partition(".attentions.0.")
+    inner, dot, leaf = rest.partition(".")
+    return f"{head}{sign}{OLDER[inner]}{dot}{leaf}" if inner in OLDER else path
+
+
+def is_bare(names: Iterable[str]) -> bool:
+    """Whether LDM's names are there without `first_stage_model.`, as in a file with the autoencoder alone."""
+    return any(_LEVEL.match(name) for name in names)
 
 
 def is_attention(path: str) -> bool:
