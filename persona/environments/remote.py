@@ -20,7 +20,7 @@ from persona.core.adapters.entry import Checkpoint
 from persona.core.adapters.tensor import TensorRef
 from persona.core.host import errors
 from persona.core.host.contracts import Availability, Runtime
-from persona.core.host.errors import BackendMissing, PersonaError, TrainingError, UsageError
+from persona.core.host.errors import BackendMissing, PersonaError, TrainingError
 from persona.core.training.base import Base
 from persona.core.training.plan import TrainingPlan
 from persona.environments.wire import Lent, dtype_called, receive, send
@@ -232,11 +232,16 @@ class RemoteBackend:
         return int(self._process().call("free_memory", device)[0])
 
     def devices(self, device: str, count: int) -> tuple[str, ...]:
-        """Raises UsageError: a worker behind a pipe is one process."""
-        raise UsageError(
-            f"--devices {count}: {self.name} works in another environment here, in one process.",
-            hint="Leave --devices out, or install persona into an environment that has the framework and run it there",
-        )
+        """The devices of `count` processes there. Raises UsageError for a backend that knows one device only."""
+        return tuple(self._process().call("devices", device, count)[0])
+
+    def launch_line(self, count: int, boot: str, module: str, logs: Path) -> list[str]:
+        """What starts `module` so often over there, by the launcher of the framework."""
+        return list(self._process().call("launch_line", count, boot, module, logs)[0])
+
+    def plugins(self) -> list[str]:
+        """The plugins that are installed there."""
+        return list(self._process().call("plugins")[0])
 
     def open(self, base: Base, plan: TrainingPlan | None, runtime: Runtime) -> RemoteSession:
         """Start a worker (or take the one that has told the capabilities) and open a session in it."""

@@ -20,6 +20,7 @@ from typing import IO, Any
 from persona.core.adapters.entry import Checkpoint
 from persona.core.adapters.tensor import TensorRef
 from persona.core.host.errors import BackendMissing, PersonaError
+from persona.core.training.processes import devices_of
 from persona.environments.wire import Lent, name_of, receive, send
 
 FRAMEWORKS = ("torch", "paddle", "mindspore")
@@ -52,6 +53,20 @@ class Worker:
     def free_memory(self, device: str) -> int:
         """Bytes that are free on a device; 0 where the backend cannot tell."""
         return int(self._backend.free_memory(device)) if hasattr(self._backend, "free_memory") else 0
+
+    def devices(self, device: str, count: int) -> tuple[str, ...]:
+        """The devices of so many processes, as the backend finds them."""
+        return devices_of(self._backend, device, count)
+
+    def launch_line(self, count: int, boot: str, module: str, logs: Any) -> list[str]:
+        """What starts `module` so often here."""
+        return list(self._backend.launch_line(count, boot, module, logs))
+
+    def plugins(self) -> list[str]:
+        """The plugins that are installed here and can be used."""
+        from persona.api import host
+
+        return [name for name, record in host().records.items() if record.state == "ok"]
 
     def open(self, base: Any, plan: Any, runtime: Any) -> dict[str, Any]:
         """Open the session; which methods it has, and what is loaded here."""

@@ -13,20 +13,13 @@ from persona.core.training.run import (
     RunFolder,
 )
 from persona.core.training.settings import TrainSettings
+from persona.environments.worker import versions
 from persona.runs.about import product_words, thumbnail, title_of
 from persona.runs.preparing import Prepared
 
 
 def facts_of(ready: Prepared, backend: str) -> dict[str, Any]:
     """What environment.json keeps."""
-    import importlib.metadata
-
-    versions = {}
-    for package in ("numpy", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "persona": __version__,
         "python": platform.python_version(),
@@ -34,7 +27,7 @@ def facts_of(ready: Prepared, backend: str) -> dict[str, Any]:
         "backend": backend,
         "device": ready.recipe.device,
         "devices": ready.recipe.devices,
-        "packages": versions,
+        "packages": versions(),
         "base": ready.base.id,
         "base_hash": ready.base.hash,
         "pictures": {picture.path: picture.sha256 for s in ready.plan.streams for picture in s.pictures},

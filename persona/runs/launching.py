@@ -5,6 +5,8 @@ device, each runs `persona.runs.process`, and what they tell comes back here.
       └─ torchrun (or what the backend has)
            ├─ process 0: the run as on one device; it alone writes the folder, and tells how it goes
            └─ process 1: the same steps with its part of the samples
+
+A framework with an environment of its own is launched there, by its own Python; the command stays where it was typed.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ from typing import Any
 
 from persona.core.host.errors import TrainingError, UsageError
 from persona.core.host.host import Host
-from persona.core.training.events import Emit
+from persona.core.training import processes
+from persona.core.training.events import Emit, Note
 from persona.core.training.plan import TrainingPlan
-from persona.core.training.processes import shares
 from persona.core.training.run import RunFolder, checkpoints
+from persona.environments.remote import BOOT, RemoteBackend, clean_environment
 from persona.runs.link import VARIABLE, Lines, error_from, event_from
 from persona.runs.recipe import Recipe, recipe_text
 
@@ -66,11 +69,8 @@ def devices_of(backend: Any, recipe: Recipe, plan: TrainingPlan) -> tuple[str, .
     refuse_other_launchers()
     if recipe.devices == 1:
         return (recipe.device,)
-    shares(plan, recipe.devices)
-    if not hasattr(backend, "devices"):
-        raise UsageError(f"The backend {backend.name} runs on one device.", hint="Leave --devices out")
-    found: tuple[str, ...] = backend.devices(recipe.device, recipe.devices)
-    return found
+    processes.shares(plan, recipe.devices)
+    return processes.devices_of(backend, recipe.device, recipe.devices)
 
 
 def launch(
@@ -87,25 +87,36 @@ def launch(
     """Execute a `fresh` run, or resume one, in `recipe.devices` processes, to its end.
 
     Raises what a process raised, and TrainingError for one that ended without a word."""
+    elsewhere = isinstance(backend, RemoteBackend)
     job = {
         "run": str(run.path.absolute()),
         "recipe": recipe_text(recipe),
         "backend": backend.name,
         "without": [name for name, record in host.records.items() if record.state == "disabled"],
+        "elsewhere": elsewhere,
         "fresh": fresh,
         "allow_change": allow_change,
     }
+    if elsewhere:
+        job["without"] = _plugins_left_behind(recipe, host, backend, emit)
     with tempfile.TemporaryDirectory(prefix="persona-") as folder, socket.create_server(("127.0.0.1", 0)) as server:
-        log = Path(folder) / "launcher.log"
+        logs = Path(folder)
         token = secrets.token_hex(16)
-        environment = surroundings(recipe.devices) | {VARIABLE: f"{server.getsockname()[1]}:{token}"}
-        launcher = started(backend.launch_line(recipe.devices, MODULE), environment, log)
+        environment = surroundings(recipe.devices, elsewhere) | {VARIABLE: f"{server.getsockname()[1]}:{token}"}
+        line = backend.launch_line(recipe.devices, str(BOOT), MODULE, logs)
+        if elsewhere:
+            backend.close()  # the worker that has told the line
+        launcher = started(line, environment, logs / "launcher.log")
         watched = _Watch(server, token, launcher, job, emit)
         try:
             watched.until_the_end(stop)
         finally:
             watched.end()
-        watched.raise_what_went_wrong(run, recipe.devices, log)
+            said = _said(logs)
+            if elsewhere and run.path.is_dir():
+                with run.worker_log.open("a", encoding="utf-8") as file:
+                    file.writelines(f"{line}\n" for line in said)
+        watched.raise_what_went_wrong(run, recipe.devices, said)
 
 
 def started(line: list[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
@@ -116,14 +127,40 @@ def started(line: list[str], environment: Mapping[str, str], log: Path) -> subpr
         )
 
 
-def surroundings(count: int) -> dict[str, str]:
-    """The environment variables of launched processes: this persona, and a fair share of the processor's cores."""
-    found = dict(os.environ)
-    source = str(Path(__file__).resolve().parents[2])
-    found["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [found.get("PYTHONPATH")])])
+def surroundings(count: int, elsewhere: bool = False) -> dict[str, str]:
+    """The environment variables of launched processes: a fair share of the processor's cores, and nothing that leads to
+    the packages here when they work `elsewhere`."""
+    found = clean_environment() | {"PYTHONNOUSERSITE": "1"} if elsewhere else dict(os.environ)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
     return found
+
+
+def _plugins_left_behind(recipe: Recipe, host: Host, backend: RemoteBackend, emit: Emit) -> list[str]:
+    """The plugins to switch off in the backend's environment. Raises UsageError for a recipe that needs one which is
+    not installed there."""
+    there = set(backend.plugins())
+    missing = {name for name, record in host.records.items() if record.state == "ok"} - there
+    optimizer = recipe.settings.optimizer
+    needed = [("method", recipe.method), *(("tracker", name) for name in recipe.settings.tracker)]
+    needed += [("optimizer", optimizer)] if optimizer in host.provided("optimizer") else []
+    for kind, name in needed:
+        if host.giver(kind, name) in missing:
+            raise UsageError(
+                f"--devices {recipe.devices}: {backend.name} works in an environment of its own, which has no plugin "
+                f"{host.giver(kind, name)} ({kind} {name}).",
+                hint=f"Leave --devices out, or install it there: {backend.python} -m pip install …",
+            )
+    if missing:
+        emit(Note(f"not told how the run goes, because they are not installed there: {', '.join(sorted(missing))}"))
+    return [name for name in there if name not in host.records or host.records[name].state == "disabled"]
+
+
+def _said(logs: Path) -> list[str]:
+    """What the launcher and its processes have printed, file by file; lines with something on them."""
+    files = sorted((path for path in logs.rglob("*") if path.is_file()), key=lambda path: path.stat().st_mtime)
+    texts = (path.read_text(encoding="utf-8", errors="replace") for path in files)
+    return [line for text in texts for line in text.splitlines() if line.strip()]
 
 
 @dataclass
@@ -190,8 +227,8 @@ class _Watch:
             process.lines.connection.close()
         self._selector.close()
 
-    def raise_what_went_wrong(self, run: RunFolder, count: int, log: Path) -> None:
-        """The error of the process that is its cause, if there is one."""
+    def raise_what_went_wrong(self, run: RunFolder, count: int, said: list[str]) -> None:
+        """The error of the process that is its cause, if there is one. `said` is what they printed."""
         ordered = sorted(self.processes, key=lambda process: process.rank)
         told = [process.error for process in ordered if process.error]
         causes = [error for error in told if error["error"] != "PeerLost"]
@@ -200,8 +237,7 @@ class _Watch:
         if len(ordered) == count and all(process.finished for process in ordered):
             return
         if len(ordered) < count:
-            words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            more = f": {words[-1].strip()}" if words else "."
+            more = f": {said[-1].strip()}" if said else "."
             raise TrainingError(f"{count} processes were to be started, and {len(ordered)} were{more}")
         lost = next((process.rank for process in self.left if not process.finished and not process.error), None)
         saved = checkpoints(run)

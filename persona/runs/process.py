@@ -1,4 +1,4 @@
-"""What a launched process of a run does (`python -m persona.runs.process`; see launching.py)."""
+"""What a launched process of a run does (`python boot.py persona.runs.process`; see launching.py)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from persona.core.host.errors import PersonaError
 from persona.core.host.host import Host
 from persona.core.training.events import Event
 from persona.core.training.processes import Processes
-from persona.core.training.run import RunFolder, sole_writer
+from persona.core.training.run import RunFolder, sole_writer, write_facts
 from persona.runs.link import VARIABLE, Lines, error_in_words, event_in_words
 from persona.runs.recipe import Recipe
 
@@ -94,7 +94,7 @@ def main() -> int:
 def work(job: dict[str, Any], line: Line) -> None:
     """Join the other processes and make the run, as the first of them or as one that follows."""
     from persona.api import host as host_of
-    from persona.runs.backends import choose_backend
+    from persona.environments.worker import surroundings
     from persona.runs.following import follow
     from persona.runs.preparing import prepare
     from persona.runs.training import execute, resume_in
@@ -102,14 +102,16 @@ def work(job: dict[str, Any], line: Line) -> None:
     host = host_of(without=tuple(job["without"]))
     recipe = recipe_from(job["recipe"], host)
     run = RunFolder(Path(job["run"]))
-    backend = choose_backend(host, job["backend"])
+    backend = host.load("backend", job["backend"])()  # of this environment: the command has chosen it
     processes: Processes = backend.join(recipe.device)
     line.say(rank=processes.rank)
+    where = surroundings(backend.name) if job["elsewhere"] else {}
     ready = prepare(recipe, host)
     if processes.rank != 0:
         follow(run, ready, backend, processes, fresh=job["fresh"])
     else:
         with sole_writer(run):
+            write_facts(run, {**run.facts(), **where})
             told: dict[str, Any] = {"emit": line.event, "stop": line.stop, "processes": processes}
             if job["fresh"]:
                 execute(run, ready, backend, host, done=0, state=None, **told)
@@ -133,4 +135,7 @@ def _unexpected(error: BaseException) -> PersonaError:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # some frameworks print thousands of lines when an interpreter ends

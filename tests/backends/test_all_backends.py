@@ -17,10 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from persona import api
 from persona.environments.frameworks import FRAMEWORKS
 from persona.environments.places import variable_of
 from persona.environments.remote import kept_workers
 from persona.environments.state import find
+from tests.several import losses as all_losses
+from tests.several import two_processes_are_one_until_one_is_killed
 
 SURROUNDINGS = {
     name: os.environ[name] for name in ("PERSONA_DATA", *map(variable_of, FRAMEWORKS)) if name in os.environ
@@ -157,3 +160,17 @@ def test_a_checkpoint_of_one_framework_goes_on_in_another(
     typed("train", "--resume", run, "--backend", "torch")
     np.testing.assert_allclose(losses(run), losses(on_torch), rtol=1e-4)
     assert len(losses(run)) == 4
+
+
+@pytest.mark.slow
+def test_two_devices_elsewhere_make_the_run_of_one_until_one_is_killed(
+    framework: str, typed: Callable[..., Any], toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = {"rank": 2, "prompt": "a toy", "batch": 2, "save_every": 1, "keep_last": 9, "sample_steps": 1, "seed": 5,
+             "device": "cpu", "backend": framework}  # fmt: skip
+    straight = api.train("lora", toys, output=str(tmp_path / "one"), steps=3, **words)
+    run = two_processes_are_one_until_one_is_killed("lora", toys, straight, tmp_path / "two", monkeypatch, **words)
+    told = json.loads(run.environment.read_text())
+    assert told["worker"]["frameworks_loaded"] == [framework] and told["devices"] == 2
+    typed("train", "--resume", run.path, "--devices", 1, "--steps", len(all_losses(run)) + 1)
+    assert run.adapter.is_file()

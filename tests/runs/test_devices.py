@@ -3,11 +3,8 @@ which it can stop."""
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import shutil
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -18,10 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 from persona import api
 from persona.core.host.errors import BackendMissing, BaseModelError, Interrupted, NotFinite, TrainingError, UsageError
-from persona.core.training.events import Event, Note, StepDone
-from persona.core.training.run import RunFolder, checkpoints, load_checkpoint
+from persona.core.training.events import Event, StepDone
+from persona.core.training.run import RunFolder, checkpoints, load_checkpoint, load_step
 from persona.runs import launching
 from tests.forked import Launched
+from tests.several import difference, losses, two_processes_are_one_until_one_is_killed
 
 FEW = {"batch": 2, "steps": 4, "save_every": 2, "keep_last": 100, "sample_steps": 1, "device": "cpu", "seed": 5}
 METHOD = {"class_word": "toy", "class_pictures": 11, "learning_rate": 1e-3, "lora": True}
@@ -67,70 +65,14 @@ def forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return told
 
 
-def losses(run: RunFolder) -> list[list[float]]:
-    """Of every step: the loss and those of its streams."""
-    with run.metrics.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [[float(value) for name, value in row.items() if name.startswith("loss")] for row in rows]
-
-
-def difference(one: Path, other: Path) -> float:
-    """How far apart two checkpoints or adapters are: the largest relative Frobenius norm of a kind of array (values,
-    moments). Element by element says less: AdamW's first steps are as large for a gradient of 1e-9, which is rounding,
-    as for any other."""
-    arrays, others = (load_file(path) for path in (one, other))
-    assert arrays.keys() == others.keys()
-    kinds = {name.partition("/")[0] if "/" in name else "" for name in arrays}
-
-    def of(kind: str, kept: dict[str, Any]) -> Any:
-        return np.concatenate([kept[name].ravel().astype(float) for name in sorted(kept) if name.startswith(kind)])
-
-    return max(
-        float(np.linalg.norm(of(kind, arrays) - of(kind, others)) / np.linalg.norm(of(kind, others))) for kind in kinds
-    )
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process is there and is not merely waiting to be reaped."""
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes as Linux shows them")
 def test_through_torchrun_it_is_the_same_run_until_a_process_is_killed(
     straight: RunFolder, pictures: Path, tiny_sd1: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Event] = []
-    watches: list[Any] = []
-    real = launching._Watch.__post_init__
-    monkeypatch.setattr(launching._Watch, "__post_init__", lambda self: (watches.append(self), real(self))[1])
-
-    def kill_after_the_fourth(event: Event) -> None:
-        seen.append(event)
-        if isinstance(event, StepDone) and event.step == 5:
-            os.kill(next(process.pid for process in watches[0].processes if process.rank == 1), signal.SIGKILL)
-
-    run = RunFolder(tmp_path / "run")
-    endless = FEW | {"steps": 100_000, "devices": 2, "sample_every": 100_000}
-    with pytest.raises(TrainingError, match="Process 1 of 0 to 1 ended without a word") as stopped:
-        api.train(
-            "dreambooth", pictures, base=tiny_sd1, output=str(run.path), emit=kill_after_the_fourth, **endless, **METHOD
-        )
-    assert "the last checkpoint is whole" in stopped.value.message
-    assert stopped.value.hint == f"Go on with: persona train --resume {run.path}"
-    assert not any(is_running(process.pid) for process in watches[0].processes)
-    notes = [event.text for event in seen if isinstance(event, Note)]
-    assert any("2 samples a step and stream as on one device, 1 on each" in note for note in notes)
-
-    np.testing.assert_allclose(losses(run)[:4], losses(straight), rtol=1e-5)
-    for step in (2, 4):
-        name = f"checkpoints/step-{step:06d}/state.safetensors"
-        assert difference(run.path / name, straight.path / name) < 1e-5
-    step, state = load_checkpoint(checkpoints(run)[-1])
-    assert step % 2 == 0 and state and run.product is None
+    run = two_processes_are_one_until_one_is_killed(
+        "dreambooth", pictures, straight, tmp_path / "run", monkeypatch, base=tiny_sd1, **FEW, **METHOD
+    )
     made, expected = (
         {file.name: file.read_bytes() for file in (where / "class-pictures").rglob("*.png")}
         for where in (cache, straight.path.parent / "cache")
@@ -138,6 +80,7 @@ def test_through_torchrun_it_is_the_same_run_until_a_process_is_killed(
     assert len(made) == METHOD["class_pictures"] and made == expected, "the processes made each other's share"
     assert json.loads(run.environment.read_text())["devices"] == 2
 
+    step = load_step(checkpoints(run)[-1])
     ended = api.resume(run, devices=1, steps=step + 1)
     assert ended.product == run.adapter and len(losses(ended)) >= step + 1
 
@@ -288,3 +231,30 @@ def test_devices_are_looked_up_before_the_start(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "set_device", lambda name: there.append(f"current {name}"))
     assert str(launch.device_of("auto", Second()).name) == "cuda:1"  # type: ignore[arg-type]
     assert there[-1] == "current cuda:1"
+
+
+def test_a_recipe_that_needs_a_plugin_is_refused_where_that_is_not_installed(plugged: Any, tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    import persona
+    from persona.core.host.descriptor import Descriptor
+    from persona.runs.assemble import assemble
+
+    class Mine:
+        @persona.hookimpl
+        def persona_trackers(self) -> list[Descriptor]:
+            return [Descriptor("mine", "a tracker", "persona.plugins.trackers.csv:CsvTracker")]
+
+    plugged(mine=Mine())
+    typed = {"method": "lora", "prompt": "a toy", "devices": 2}
+    told: list[Any] = []
+    elsewhere: Any = SimpleNamespace(name="paddle", python="/there/bin/python", plugins=lambda: ["persona", "theirs"])
+    recipe = assemble(api.host(), [], typed, default_recipe=None).recipe
+    assert launching._plugins_left_behind(recipe, api.host(), elsewhere, told.append) == ["theirs"]
+    assert [event.text for event in told] == ["not told how the run goes, because they are not installed there: mine"]
+    recipe = assemble(api.host(), [], typed | {"tracker": ("mine",)}, default_recipe=None).recipe
+    with pytest.raises(UsageError, match=r"has no plugin mine \(tracker mine\)") as refused:
+        launching._plugins_left_behind(recipe, api.host(), elsewhere, told.append)
+    assert "/there/bin/python -m pip install" in refused.value.hint
+    elsewhere.plugins = lambda: ["persona", "mine"]
+    assert launching._plugins_left_behind(recipe, api.host(), elsewhere, told.append) == []

@@ -151,8 +151,9 @@ class Backend(Protocol):
     #
     # devices(device, count) -> the name of the device of each of `count` processes; BackendMissing when they are not
     #     there, UsageError for a device that is only one.
-    # launch_line(count, module) -> the words that start the framework's own launcher, which runs the Python module
-    #     `module` in `count` processes on this machine.
+    # launch_line(count, boot, module, logs) -> the words that start the framework's own launcher, which runs the Python
+    #     file `boot` with the word `module` in `count` processes on this machine. What a launcher writes down goes to
+    #     the folder `logs`.
     # join(device) -> Processes: called once in each launched process, before `open`; the others are there then. A
     #     session gets them in its runtime, takes the device of its rank, and `update` adds up the gradients of all.
 

@@ -106,6 +106,14 @@ def shares(plan: TrainingPlan, count: int) -> tuple[int, int]:
     return each, count // each
 
 
+def devices_of(backend: Any, device: str, count: int) -> tuple[str, ...]:
+    """The names of the devices of `count` processes. Raises UsageError for a backend that knows one device only, and
+    what the backend raises when so many are not there."""
+    if not hasattr(backend, "devices"):
+        raise UsageError(f"The backend {backend.name} runs on one device.", hint="Leave --devices out")
+    return tuple(backend.devices(device, count))
+
+
 def share_of(plan: TrainingPlan, count: int) -> TrainingPlan:
     """The plan as one of `count` processes sees it: its share of batch and accumulation."""
     each, among = shares(plan, count)

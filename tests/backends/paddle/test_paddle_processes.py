@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("ppdiffusers", reason="the Paddle environment is not here: persona backends setup paddle")
 
 from persona.core.host.errors import BackendMissing, UsageError
+from persona.environments.remote import BOOT
 from persona.plugins.backends.paddle import PaddleBackend
 
 
@@ -21,9 +22,10 @@ def test_figures_and_gradients_of_two_processes_become_one_sum(tmp_path: Path) -
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(here.parents[2]), str(here)]),
         "PERSONA_TEST_RESULT": str(tmp_path),
+        "PERSONA_TEST_WAIT": "31",
         "OMP_NUM_THREADS": "1",
     }
-    line = PaddleBackend().launch_line(2, "two_processes")
+    line = PaddleBackend().launch_line(2, str(BOOT), "two_processes", tmp_path)
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     found = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from persona.core.host.contracts import Availability, Runtime
 from persona.core.host.errors import BackendMissing
@@ -13,6 +15,7 @@ from persona.core.host.errors import BackendMissing
 if TYPE_CHECKING:
     from persona.core.training.base import Base
     from persona.core.training.plan import TrainingPlan
+    from persona.plugins.backends.mindspore.processes import MindSporeProcesses
     from persona.plugins.backends.mindspore.session import MindSporeSession
 
 PACKAGES = ("mindspore", "mindone", "transformers")
@@ -37,34 +40,45 @@ class MindSporeBackend:
 
     def capabilities(self, device: str) -> Mapping[str, bool]:
         """What works on `device`, which may be "auto". Raises BackendMissing or UsageError when it is not there."""
-        self._require()
-        from persona.plugins.backends.mindspore.libraries import quiet_imports
-
-        with quiet_imports():
-            from persona.plugins.backends.mindspore.device import capabilities, find_device
-
-        return capabilities(find_device(device))
+        module = self._imported("device")
+        found: Mapping[str, bool] = module.capabilities(module.find_device(device))
+        return found
 
     def free_memory(self, device: str) -> int:
         """Bytes that are free on `device`, which may be "auto"; 0 where it cannot be asked."""
-        self._require()
-        from persona.plugins.backends.mindspore.libraries import quiet_imports
+        module = self._imported("device")
+        return int(module.free_memory(module.find_device(device)))
 
-        with quiet_imports():
-            from persona.plugins.backends.mindspore.device import find_device, free_memory
+    def devices(self, device: str, count: int) -> tuple[str, ...]:
+        """The devices of `count` processes. Raises BackendMissing when they are not there, UsageError for a name that
+        means one device."""
+        found: tuple[str, ...] = self._imported("processes").devices_for(device, count)
+        return found
 
-        return free_memory(find_device(device))
+    def launch_line(self, count: int, boot: str, module: str, logs: Path) -> list[str]:
+        """A MindSpore cluster of `count` processes on this machine, each running `module` by the file `boot`."""
+        words: list[str] = self._imported("processes").launch_line(count, boot, module)
+        return words
+
+    def join(self, device: str) -> MindSporeProcesses:
+        """Meet the other processes that the launcher started."""
+        module = self._imported("processes")
+        found: MindSporeProcesses = module.MindSporeProcesses(module.device_of(device, True))
+        return found
 
     def open(self, base: Base, plan: TrainingPlan | None, runtime: Runtime) -> MindSporeSession:
         """Load `base` onto the runtime's device and attach what `plan` trains. Missing or unknown weights are a
         BaseModelError, unknown targets a UsageError, a device that is not there a BackendMissing."""
+        session: MindSporeSession = self._imported("session").MindSporeSession(base, plan, runtime)
+        return session
+
+    def _imported(self, name: str) -> Any:
+        """A module of this package that needs MindSpore."""
         self._require()
         from persona.plugins.backends.mindspore.libraries import quiet_imports
 
         with quiet_imports():
-            from persona.plugins.backends.mindspore.session import MindSporeSession
-
-        return MindSporeSession(base, plan, runtime)
+            return importlib.import_module(f"persona.plugins.backends.mindspore.{name}")
 
     def _require(self) -> None:
         found = self.availability()

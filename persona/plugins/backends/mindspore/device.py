@@ -93,7 +93,7 @@ def capabilities(device: Device) -> dict[str, bool]:
     return EVERYWHERE | {
         "bf16": device.kind == "npu",
         "fp16": True,
-        "devices": False,
+        "devices": True,
         "gradient_checkpointing": False,
         "dora": True,
         **{f"sampler:{name}": True for name in SAMPLERS},

@@ -21,12 +21,13 @@ from persona.core.training.batch import Batch
 from persona.core.training.noise import dropout_seed
 from persona.core.training.plan import TrainingPlan
 from persona.plugins.backends.mindspore.adapters import OpenedComponents
-from persona.plugins.backends.mindspore.device import DTYPES, capabilities, find_device
+from persona.plugins.backends.mindspore.device import DTYPES, capabilities
 from persona.plugins.backends.mindspore.ema import Averages
 from persona.plugins.backends.mindspore.loading import load_component
 from persona.plugins.backends.mindspore.lowrank import Dropout
 from persona.plugins.backends.mindspore.optimizer import Optimizer
 from persona.plugins.backends.mindspore.pictures import Autoencoder
+from persona.plugins.backends.mindspore.processes import MindSporeProcesses, device_of
 from persona.plugins.backends.mindspore.product import array_of, product_of
 from persona.plugins.backends.mindspore.text import TextEncoders
 from persona.plugins.backends.mindspore.trainables import Group, attach, keep_short
@@ -44,10 +45,12 @@ class MindSporeSession:
     def __init__(self, base: Base, plan: TrainingPlan | None, runtime: Runtime) -> None:
         self.base, self.plan = base, plan
         self.notes: list[str] = []
-        self.device = find_device(runtime.device)
+        self._processes = runtime.processes if isinstance(runtime.processes, MindSporeProcesses) else None
+        self.device = device_of(runtime.device, self._processes is not None)
         self.precision = plan.precision if plan else runtime.precision
         self._refuse_what_cannot_be(plan, runtime)
-        self.device.make_current()
+        if self._processes is None:  # they have met on it, and MindSpore lets nobody choose again then
+            self.device.make_current()
         with memory_errors():
             self._components = {name: self._load(name) for name in (base.denoiser, "vae", *base.text_encoders)}
             self._read_words()
@@ -101,6 +104,9 @@ class MindSporeSession:
         """One optimizer step; the gradient norm before clipping, and whether it was skipped for an fp16 overflow."""
         self._has_begun = False
         with memory_errors():
+            if self._processes is not None:
+                shapes = {name: tuple(value.shape) for name, value in self._optimizer.names.items()}
+                self._processes.sum_gradients(self._optimizer.gradients, shapes)
             norm, skipped = self._optimizer.update(learning_rates, max_norm)
         for group in self._groups:
             keep_short(group)
@@ -273,7 +279,8 @@ class MindSporeSession:
     def _begin_update(self) -> None:
         """Before the first micro-batch of an update: what dropout will draw follows from the plan and the update."""
         if not self._has_begun:
-            self._dropout.begin(dropout_seed(self._plan().seed, self._optimizer.updates, 0))
+            rank = self._processes.rank if self._processes is not None else 0
+            self._dropout.begin(dropout_seed(self._plan().seed, self._optimizer.updates, rank))
             self._has_begun = True
 
     def _averaged(self) -> Any:

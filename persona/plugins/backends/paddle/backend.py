@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona.core.host.contracts import Availability, Runtime
@@ -62,9 +63,10 @@ class PaddleBackend:
         found: tuple[str, ...] = self._imported("processes").devices_for(device, count)
         return found
 
-    def launch_line(self, count: int, module: str) -> list[str]:
-        """paddle.distributed.launch with `count` processes on this machine, each running the Python module `module`."""
-        words: list[str] = self._imported("processes").launch_line(count, module)
+    def launch_line(self, count: int, boot: str, module: str, logs: Path) -> list[str]:
+        """paddle.distributed.launch with `count` processes on this machine, each running `module` by the file `boot`;
+        what they print goes to the folder `logs`."""
+        words: list[str] = self._imported("processes").launch_line(count, boot, module, logs)
         return words
 
     def join(self, device: str) -> PaddleProcesses:

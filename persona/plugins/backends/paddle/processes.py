@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,29 +13,31 @@ import numpy as np
 import paddle
 import paddle.distributed as dist
 
-from persona.core.host.errors import BackendMissing, UsageError
 from persona.core.training.processes import PeerLost
 from persona.plugins.backends.paddle.device import Device, find_device, present_devices
 from persona.plugins.backends.paddle.layout import Array, Parameter
+from persona.plugins.backends.shared.devices import one_each
+from persona.plugins.backends.shared.meeting import Meeting
+
+LAUNCHER = __name__.replace("processes", "launcher")
 
 
 class PaddleProcesses:
-    """`persona.core.training.processes.Processes` over paddle.distributed, from the variables its launcher sets."""
+    """`persona.core.training.processes.Processes` over paddle.distributed, from the variables its launcher sets.
+
+    Gradients go through all_reduce. Figures, and waiting, go over a socket: gloo gives up when another process lets it
+    wait for 30 seconds, which it does while the first one samples."""
 
     def __init__(self, device: Device) -> None:
         device.make_current()
         with _peers():
             dist.init_parallel_env()
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
+        self._meeting = Meeting(self.rank)
 
     def sum(self, values: Array) -> Array:
         """The sum of everybody's `values`, float64."""
-        shape = np.shape(values)
-        tensor = paddle.to_tensor(np.array(values, np.float64).reshape(-1))
-        with _peers():
-            dist.all_reduce(tensor)
-            summed: Array = tensor.numpy().reshape(shape)
-        return summed
+        return self._meeting.sum(values)
 
     def barrier(self) -> None:
         """Wait until everybody is here."""
@@ -46,6 +45,7 @@ class PaddleProcesses:
 
     def leave(self) -> None:
         """Part from the others."""
+        self._meeting.leave()
         dist.destroy_process_group()
 
     @paddle.no_grad()
@@ -63,22 +63,8 @@ class PaddleProcesses:
 
 
 def devices_for(name: str, count: int) -> tuple[str, ...]:
-    """The device of each of `count` processes for --device `name`: one each, or the processor for all.
-
-    Raises UsageError for a name that means one device, BackendMissing when so many are not there."""
-    kind = find_device(name).kind
-    if kind == "cpu":
-        return ("cpu",) * count
-    if ":" in name:
-        raise UsageError(f"--device {name} is one device, and --devices {count} needs {count}.",
-                         hint=f"--device {kind} --devices {count}")  # fmt: skip
-    there = [found for found in present_devices() if found.startswith(kind)]
-    if len(there) < count:
-        raise BackendMissing(
-            f"{count} devices were asked for, and here there {'is' if len(there) == 1 else 'are'} {', '.join(there)}.",
-            hint=f"Take what is there: --devices {len(there)}",
-        )
-    return tuple(there[:count])
+    """The device of each of `count` processes for --device `name`."""
+    return one_each(name, find_device(name).kind, present_devices(), count)
 
 
 def device_of(name: str, processes: PaddleProcesses | None) -> Device:
@@ -89,16 +75,13 @@ def device_of(name: str, processes: PaddleProcesses | None) -> Device:
     return find_device(f"{found.kind}:{os.environ.get('PADDLE_RANK_IN_NODE', processes.rank)}")
 
 
-def launch_line(count: int, module: str) -> list[str]:
-    """paddle.distributed.launch, for this machine alone, with gloo where Paddle is built without CUDA, else NCCL. Its
-    logs go to a folder that is removed with this process."""
+def launch_line(count: int, boot: str, module: str, logs: Path) -> list[str]:
+    """paddle.distributed.launch, for this machine alone, with gloo where Paddle is built without CUDA, else NCCL."""
     library = () if paddle.is_compiled_with_cuda() else ("--backend", "gloo")
-    logs = tempfile.mkdtemp(prefix="persona-paddle-")
-    atexit.register(shutil.rmtree, logs, ignore_errors=True)
     return [
         sys.executable,
-        *("-m", "paddle.distributed.launch", "--nproc_per_node", str(count), *library),
-        *("--log_dir", logs, str(Path(__file__).with_name("launched.py")), module),
+        *(boot, LAUNCHER, str(count), "--nproc_per_node", str(count), *library),
+        *("--log_dir", str(logs / "processes"), boot, module),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persona.core.host.contracts import Availability, Runtime
@@ -55,11 +56,11 @@ class TorchBackend:
 
         return devices_for(device, count)
 
-    def launch_line(self, count: int, module: str) -> list[str]:
-        """torchrun with `count` processes on this machine, each running the Python module `module`."""
+    def launch_line(self, count: int, boot: str, module: str, logs: Path) -> list[str]:
+        """torchrun with `count` processes on this machine, each running `module` by the file `boot`."""
         from persona.plugins.backends.torch.launch import launch_line
 
-        return launch_line(count, module)
+        return launch_line(count, boot, module)
 
     def join(self, device: str) -> TorchProcesses:
         """Meet the other processes that torchrun started."""

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from persona.core.host.errors import BackendMissing, UsageError
+from persona.plugins.backends.shared.devices import one_each
 from persona.plugins.backends.torch.device import Device, find_device, present_devices
 from persona.plugins.backends.torch.processes import TorchProcesses
 
 
 def devices_for(name: str, count: int) -> tuple[str, ...]:
-    """The device of each of `count` processes for --device `name`: one each, or the processor for all.
-
-    Raises UsageError for a name that means one device, BackendMissing when so many are not there."""
-    kind = find_device(name).kind
-    if kind == "cpu":
-        return ("cpu",) * count
-    if ":" in name:
-        raise UsageError(f"--device {name} is one device, and --devices {count} needs {count}.",
-                         hint=f"--device {kind} --devices {count}")  # fmt: skip
-    there = [found for found in present_devices() if found.partition(":")[0] == kind]
-    if len(there) < count:
-        raise BackendMissing(
-            f"{count} devices were asked for, and here there {'is' if len(there) == 1 else 'are'} {', '.join(there)}.",
-            hint=f"Take what is there: --devices {len(there)}",
-        )
-    return tuple(there[:count])
+    """The device of each of `count` processes for --device `name`."""
+    return one_each(name, find_device(name).kind, present_devices(), count)
 
 
 def device_of(name: str, processes: TorchProcesses | None) -> Device:
@@ -38,12 +24,12 @@ def device_of(name: str, processes: TorchProcesses | None) -> Device:
     return own
 
 
-def launch_line(count: int, module: str) -> list[str]:
+def launch_line(count: int, boot: str, module: str) -> list[str]:
     """torchrun, for this machine alone: its meeting point is on the loopback address, so that the machine's name need
     not lead anywhere."""
     return [
         sys.executable,
         *("-m", "torch.distributed.run", "--nproc-per-node", str(count)),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"),
-        *("-m", module),
+        *(boot, module),
     ]
