@@ -16,6 +16,7 @@ from persona.core.host.errors import ResumeError, UsageError
 from persona.core.training.averages import average_decay
 from persona.core.training.optimizer import AdamWState, adamw, clip_norm
 from persona.core.training.plan import LowRank, Optimizer, Weights
+from persona.plugins.backends.shared.loss_scale import LossScale
 from tests.backends.golden import cases as golden
 
 CASES = ("low rank", "decomposed, with text encoder", "new tokens", "whole weights")
@@ -247,3 +248,27 @@ def test_what_cannot_be_trained_is_refused(tiny: Any, opened: Any) -> None:
         opened(base, golden.plan_of(low_rank(base), precision="fp16"))
     with pytest.raises(UsageError, match='no optimizer "lion"'):
         opened(base, golden.plan_of(low_rank(base), optimizer=Optimizer(name="lion")))
+
+
+def test_gradients_of_fp16_are_scaled_and_an_overflow_is_skipped(tiny: Any, opened: Any) -> None:
+    """The part of fp16 that is the same on every device; its arithmetic needs a GPU."""
+    base, batch = tiny(), golden.batch_of(tiny(), "low rank")
+    scaled, plain = (opened(base, golden.plan_of(low_rank(base))) for _ in range(2))
+    scaled._optimizer.loss_scale = LossScale(True)
+    for session in (scaled, plain):
+        session.load_state(golden.start_values(session.state()) | {"loss_scale": session.state()["loss_scale"]})
+        session.accumulate(batch)
+    for mine, theirs in zip(scaled._optimizer.names.values(), plain._optimizer.names.values(), strict=True):
+        np.testing.assert_allclose(mine.gradient() / 65536, theirs.gradient(), rtol=1e-5, atol=1e-9)
+    assert scaled.update([1e-2], 0.1)[0] == pytest.approx(plain.update([1e-2], 0.1)[0], rel=1e-5)
+    before = scaled.state()
+    for name, value in plain.state().items():
+        if name.startswith("value/"):
+            np.testing.assert_allclose(before[name], value, rtol=1e-5, atol=1e-6)
+    scaled._optimizer.loss_scale.value = 2.0**127  # the losses are finite, the scaled gradients are not
+    assert np.isfinite(scaled.accumulate(batch)).all()
+    norm, skipped = scaled.update([1e-2], 0.1)
+    assert not np.isfinite(norm) and skipped
+    after = scaled.state()
+    assert after["loss_scale"][0] == 2.0**126
+    assert all(np.array_equal(before[name], after[name]) for name in before if name != "loss_scale")

@@ -85,7 +85,8 @@ def find_device(name: str) -> Device:
 
 
 def capabilities(device: Device) -> dict[str, bool]:
-    """What a session can do on `device`. Paddle's convolution has no kernel for 16 bits on a cpu."""
+    """What a session can do on `device`. On a cpu Paddle's autocast does nothing ("amp_guard can only be enabled on
+    CUDAPlace, XPUPlace, and CustomPlace … it makes no effect"), and its convolution has no kernel for 16 bits."""
     on_gpu = device.kind == "cuda"
     return {
         **EVERYWHERE,
