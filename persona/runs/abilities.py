@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from persona.core.host.capabilities import CAPABILITIES, SWITCHES, needs_of, refuse, refuse_optimizer
+from persona.core.host.errors import UsageError
 from persona.core.host.host import Host
 from persona.core.options import flag_of
 from persona.core.training.base import Base
@@ -26,13 +27,29 @@ METHOD_NEEDS = {"lora": "low_rank", "dreambooth": "weights", "textual-inversion"
 def refuse_unable(backend: Any, plan: TrainingPlan, base: Base, device: str) -> None:
     """Raises UsageError, naming the flag, for a plan that the backend cannot execute on that device."""
     refuse_optimizer(plan, backend.name)
-    refuse(needs_of(plan, base), backend.capabilities(device), backend.name, device)
+    _refuse(backend, needs_of(plan, base), device)
 
 
 def refuse_unable_to_sample(backend: Any, sampler: str, precision: str, device: str) -> None:
     """Raises UsageError for a sampler or a precision that the backend has not."""
     needs = {precision: f"--precision {precision}", f"sampler:{sampler}": f"--sampler {sampler}"}
-    refuse(needs, backend.capabilities(device), backend.name, device)
+    _refuse(backend, needs, device)
+
+
+def _refuse(backend: Any, needs: Mapping[str, str], device: str) -> None:
+    able = backend.capabilities(device)
+    if not all(able.get(name, True) for name in needs):
+        refuse(needs, able, backend.name, taken(backend, device))
+
+
+def taken(backend: Any, device: str) -> str:
+    """The device that the words of the user mean: for "auto" the one the backend takes, where it can tell."""
+    if device != "auto" or not hasattr(backend, "devices"):
+        return device
+    try:
+        return str(backend.devices(device, 1)[0])
+    except UsageError:  # a backend in another environment that knows one device only
+        return device
 
 
 def backends_known(host: Host) -> list[dict[str, Any]]:
