@@ -57,7 +57,10 @@ def names(adapter: Adapter) -> Callable[[Entry], str]:
 
 
 def suffixes_of(entry: Entry) -> dict[str, str]:
-    """As kohya, but PEFT's letters for LoRA."""
+    """As kohya, but PEFT's letters for LoRA. Raises NoPlace for sd-scripts' own OFT, which would be taken for
+    LyCORIS'."""
+    if kohya.is_own_oft(entry):
+        raise NoPlace(entry.name, "sd-scripts' own OFT is told by kohya's prefix alone")
     return {**kohya.suffixes_of(entry), "down": ".lora_A.weight", "up": ".lora_B.weight"}
 
 

@@ -114,11 +114,19 @@ def names(adapter: Adapter) -> Callable[[Entry], str]:
     flux = candidates == {"flux1"}
 
     def name_of(entry: Entry) -> str:
+        oft = is_own_oft(entry)
         if entry.component in ("unet", "transformer"):
-            return "lora_unet_" + flatten(original(entry) if original else entry.path)
-        return _encoder_prefix(entry.component, several=several, flux=flux) + flatten(entry.path)
+            return ("oft_unet_" if oft else "lora_unet_") + flatten(original(entry) if original else entry.path)
+        prefix = "oft_te_" if oft else _encoder_prefix(entry.component, several=several, flux=flux)
+        return prefix + flatten(entry.path)
 
     return name_of
+
+
+def is_own_oft(entry: Entry) -> bool:
+    """Whether it is sd-scripts' own OFT, which the prefix alone tells from LyCORIS' with the same factors: it always
+    holds the norm to alpha times the width, LyCORIS only where alpha is not 0 (dialects.md §4.6)."""
+    return entry.algorithm == "oft" and any(key.startswith("oft_") for key in entry.origin.values())
 
 
 def _encoder_prefix(component: str, *, several: bool, flux: bool) -> str:

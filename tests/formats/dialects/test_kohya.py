@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from persona.core.adapters.entry import Adapter
-from persona.core.host.errors import ConversionError
+from persona.core.adapters.tensor import in_memory
+from persona.core.host.contracts import State, Told
+from persona.core.host.errors import ConversionError, NoPlace
 from persona.formats.dialects.kohya import DIALECT
+from persona.formats.dialects.recognise import DIALECTS
 from tests.formats.dialects.synthetic import family_adapter
 from tests.formats.dialects.written import adapter_of, lora_entry
 
@@ -71,3 +74,20 @@ def test_a_family_that_decides_the_spelling_is_asked_for() -> None:
     with pytest.raises(ConversionError, match="differently") as problem:
         DIALECT.write(adapter)
     assert "--family" in problem.value.hint
+
+
+@pytest.mark.parametrize("name", ["oft_unet_", "oft_te_", "lora_unet_"])
+def test_oft_keeps_the_prefix_that_tells_whose_it_is(name: str) -> None:
+    """sd-scripts' networks/oft.py writes `oft_unet_`, LyCORIS `lora_unet_`; the factors are called the same."""
+    module = "text_model_encoder_layers_0_self_attn_q_proj" if "te" in name else QUERY.replace(".", "_")
+    factors = {"oft_blocks": np.ones((2, 4, 4), np.float32), "alpha": np.float32(0.5)}
+    tensors = {f"{name}{module}.{factor}": in_memory(value) for factor, value in factors.items()}
+    adapter = DIALECT.read(State(tensors), Told(family="sd1"))
+    assert {entry.algorithm for entry in adapter.entries.values()} == {"oft"}
+    (output,) = DIALECT.write(adapter)
+    assert {key: ref.read().tobytes() for key, ref in output.tensors.items()} == {
+        key: ref.read().tobytes() for key, ref in tensors.items()
+    }
+    if name == "oft_unet_":
+        with pytest.raises(NoPlace, match="prefix alone"):
+            DIALECTS["comfy"].write(adapter)
