@@ -15,6 +15,7 @@ from persona.core.host.host import Host
 from persona.exchange.choices import containers
 from persona.exchange.places import adapter_files, passed_over
 from persona.formats.containers.open import identify
+from persona.formats.containers.open_files import kept_open
 
 LARGEST_CONFIG = 1 << 24
 
@@ -48,7 +49,8 @@ def load_adapter(
     container, state = open_state(path, host)
     told = Told(alpha, override_alpha, family, str(path), _beside(path), configs_beside(path))
     try:
-        return meaning(path, container, state, told, host)
+        with kept_open():  # the alphas
+            return meaning(path, container, state, told, host)
     except PersonaError as error:
         if str(path) not in error.message:  # dialects see names and tensors, not where they come from
             error.message = f"{path}: {error.message}"

@@ -14,6 +14,7 @@ import numpy as np
 
 from persona.core.adapters.tensor import Span, TensorRef
 from persona.core.host.errors import ConversionError, UnreadableFile
+from persona.formats.containers.open_files import kept_open, opened
 
 CHUNK = 1 << 20
 WRITE_BUFFER = 1 << 20
@@ -38,14 +39,21 @@ def reading(path: Path, buffering: int = 0) -> Iterator[Any]:
         with path.open("rb", buffering=buffering) as file:
             yield file
     except OSError as error:
-        raise UnreadableFile(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> UnreadableFile:
+    return UnreadableFile(f"{path} cannot be read: {error.strerror or error}.")
 
 
 def read_range(path: Path, offset: int, length: int) -> bytes:
     """Exactly `length` bytes at `offset`. Raises UnreadableFile when the file is shorter or cannot be opened."""
-    with reading(path) as file:
-        file.seek(offset)
-        data = _read_fully(file, length)
+    try:
+        with opened(path) as file:
+            file.seek(offset)
+            data = _read_fully(file, length)
+    except OSError as error:
+        raise _unreadable(path, error) from error
     if len(data) != length:
         raise UnreadableFile(f"{path} ends before byte {offset + length}.")
     return data
@@ -68,13 +76,16 @@ def read_array(path: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, 
         return array
     view = array.reshape(-1).view(np.uint8).data
     done = 0
-    with reading(path) as file:
-        file.seek(offset)
-        while done < len(view):
-            count = file.readinto(view[done:])
-            if not count:
-                raise UnreadableFile(f"{path} ends before byte {offset + array.nbytes}: it changed while in use.")
-            done += count
+    try:
+        with opened(path) as file:
+            file.seek(offset)
+            while done < len(view):
+                count = file.readinto(view[done:])
+                if not count:
+                    raise UnreadableFile(f"{path} ends before byte {offset + array.nbytes}: it changed while in use.")
+                done += count
+    except OSError as error:
+        raise _unreadable(path, error) from error
     return array
 
 
@@ -155,35 +166,20 @@ def _follows(span: Span, before: Span) -> bool:
 
 
 class SpanCopier:
-    """Copies byte ranges of files to the end of `out`, keeping the files open between copies."""
+    """Copies byte ranges of files to the end of `out`; files that are read meanwhile stay open to its end."""
 
     small = WRITE_BUFFER  # below this a read and a buffered write cost less than a flush and a copy in the kernel
-    most_open = 32
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
-        self._open: dict[Path, int] = {}
+        self._keeping = kept_open()
 
     def __enter__(self) -> SpanCopier:
+        self._keeping.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
-        self._open.clear()
-
-    def _descriptor(self, path: Path) -> int:
-        if path not in self._open:
-            if len(self._open) >= self.most_open:
-                self._close()
-            try:
-                self._open[path] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-            except OSError as error:
-                raise UnreadableFile(f"{path} cannot be read: {error.strerror or error}.") from error
-        return self._open[path]
+    def __exit__(self, *error: Any) -> None:
+        self._keeping.__exit__(*error)
 
     def append(self, ref: TensorRef) -> None:
         """Append a tensor's bytes, wherever they are."""
@@ -195,19 +191,23 @@ class SpanCopier:
 
     def copy(self, span: Span) -> None:
         """Append the bytes of `span`. Raises UnreadableFile when the file no longer holds them."""
-        source = self._descriptor(span.path)
-        done = 0
-        if span.length > self.small:
-            self._out.flush()
-            done = _copy_in_kernel(source, span, self._out.fileno())
-            self._out.seek(0, os.SEEK_END)
-        os.lseek(source, span.offset + done, os.SEEK_SET)
-        while done < span.length:
-            piece = os.read(source, min(CHUNK, span.length - done))
-            if not piece:
-                raise UnreadableFile(f"{span.path} ends before byte {span.offset + span.length}: it changed.")
-            self._out.write(piece)
-            done += len(piece)
+        try:
+            source = opened(span.path)
+        except OSError as error:
+            raise _unreadable(span.path, error) from error
+        with source as file:
+            done = 0
+            if span.length > self.small:
+                self._out.flush()
+                done = _copy_in_kernel(file.fileno(), span, self._out.fileno())
+                self._out.seek(0, os.SEEK_END)
+            file.seek(span.offset + done)
+            while done < span.length:
+                piece = file.read(min(CHUNK, span.length - done))
+                if not piece:
+                    raise UnreadableFile(f"{span.path} ends before byte {span.offset + span.length}: it changed.")
+                self._out.write(piece)
+                done += len(piece)
 
 
 def _copy_in_kernel(source: int, span: Span, target: int) -> int:
