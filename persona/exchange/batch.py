@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from typing import Any
 
+from persona.core.adapters.conversion import Step
 from persona.core.host.errors import OutputExists, PersonaError, UnreadableFile, UsageError
 from persona.core.host.host import Host
 from persona.exchange.convert import Wish, convert
+from persona.exchange.load import reason
 from persona.exchange.places import is_one_folder, weight_files
 from persona.exchange.report import Report
-
-WORKERS = 4
-"""Reading and writing are what takes time, and the kernel does both outside Python's lock."""
+from persona.exchange.workers import side_by_side
 
 
 @dataclass(frozen=True)
@@ -75,44 +75,50 @@ def _adapters_in(source: Path) -> list[Path]:
 
 
 def convert_all(jobs: Sequence[Job], wish: Wish, host: Host, done: Callable[[Outcome], None]) -> list[Outcome]:
-    """Convert all, WORKERS at a time; `done` is told of each as it ends, in this thread. Errors stay with their job.
+    """Convert all, several at a time; `done` is told of each as it ends, in this thread. Errors stay with their job.
     An interruption waits for the files that are being written, so that nothing half-written stays."""
     if len(jobs) == 1:
         outcome = attempt(jobs[0], wish, host)
         done(outcome)
         return [outcome]
-    waiting: SimpleQueue[Job] = SimpleQueue()
-    for job in jobs:
-        waiting.put(job)
-    finished: SimpleQueue[Outcome] = SimpleQueue()
-    stopped = threading.Event()
-
-    def work() -> None:
-        while not stopped.is_set():
-            try:
-                job = waiting.get_nowait()
-            except Empty:
-                return
-            finished.put(attempt(job, wish, host))
-
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(WORKERS, len(jobs)))]
-    for thread in threads:
-        thread.start()
     outcomes = []
-    try:
-        for outcome in _arriving(finished, len(jobs)):
+    with contextlib.closing(side_by_side(lambda number: _told(attempt(jobs[number], wish, host)), len(jobs))) as ends:
+        for number, told in ends:
+            outcome = _heard(jobs[number], told)
             outcomes.append(outcome)
             done(outcome)
-    finally:
-        stopped.set()
-        for thread in threads:
-            thread.join()
     return outcomes
 
 
-def _arriving(finished: SimpleQueue[Outcome], count: int) -> Iterator[Outcome]:
-    for _ in range(count):
-        yield finished.get()
+def _told(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as JSON data, for another process."""
+    if outcome.report is None:
+        assert outcome.error is not None
+        return {"error": reason(outcome.error), "hint": getattr(outcome.error, "hint", "")}
+    report = {one.name: getattr(outcome.report, one.name) for one in fields(Report)}
+    steps = [(step.module, step.action, step.cost, step.detail) for step in outcome.report.steps]
+    return {**report, "written": [str(path) for path in outcome.report.written], "steps": steps}
+
+
+def _heard(job: Job, told: dict[str, Any] | None) -> Outcome:
+    """The outcome again. Its error has the message and the hint of what was raised."""
+    if told is None:
+        return Outcome(job, error=_killed(job))
+    if "error" in told:
+        return Outcome(job, error=PersonaError(told["error"], hint=told["hint"]))
+    lists = {
+        "written": tuple(map(Path, told["written"])),
+        "steps": tuple(Step(*step) for step in told["steps"]),
+        "notes": tuple(told["notes"]),
+    }
+    return Outcome(job, report=Report(**{**told, **lists}))
+
+
+def _killed(job: Job) -> PersonaError:
+    return PersonaError(
+        f"{job.sources[0]}: the process that converted it was killed, as happens when memory runs out.",
+        hint="Convert it by itself.",
+    )
 
 
 def attempt(job: Job, wish: Wish, host: Host) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import persona
 from persona.api import host
+from persona.exchange import workers
 from persona.exchange.batch import Job, convert_all, jobs_into_folder
 from persona.exchange.convert import Wish
 
@@ -185,8 +187,10 @@ def test_split_qkv_is_told_and_mended_when_asked(tmp_path):
         persona.convert(KOHYA, tmp_path / "c.safetensors", fixes=("split-qkv-alpha",))
 
 
-def test_many_at_once_give_what_one_by_one_gives(tmp_path):
-    """Four threads read sixteen files of four dialects: no reading may see another's keys."""
+@pytest.mark.parametrize("forks", [True, False])
+def test_many_at_once_give_what_one_by_one_gives(tmp_path, monkeypatch, forks):
+    """Processes or threads read sixteen files of four dialects: no reading may see another's keys."""
+    monkeypatch.setattr(workers, "can_fork", lambda: forks and sys.platform == "linux")
     sources = [KOHYA, NO_ALPHA, SDXL, WORD] * 4
     inside = tmp_path / "in"
     inside.mkdir()
@@ -252,7 +256,9 @@ def test_a_folder_dialect_fills_an_empty_folder(tmp_path):
     assert set(persona.load(tmp_path).deltas()) == set(persona.load(KOHYA).deltas())
 
 
-def test_an_interruption_leaves_nothing_half_written(tmp_path):
+@pytest.mark.parametrize("forks", [True, False])
+def test_an_interruption_leaves_nothing_half_written(tmp_path, monkeypatch, forks):
+    monkeypatch.setattr(workers, "can_fork", lambda: forks and sys.platform == "linux")
     copies = [Path(shutil.copy(KOHYA, tmp_path / f"{n}.safetensors")) for n in range(8)]
     out = tmp_path / "out"
     out.mkdir()
