@@ -96,8 +96,6 @@ def test_devices_that_are_not_there() -> None:
 def test_what_cannot_be_computed_here_is_refused(tiny: Any, opened: Any) -> None:
     with pytest.raises(UsageError, match="bf16 on cpu"):
         opened(tiny(), precision="bf16")
-    with pytest.raises(UsageError, match="no gradient checkpointing"):
-        opened(tiny(), gradient_checkpointing=True)
     session = opened(tiny())
     with pytest.raises(UsageError, match="without a plan"):
         session.accumulate(golden.batch_of(tiny(), "low rank"))

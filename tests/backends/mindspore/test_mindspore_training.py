@@ -241,3 +241,46 @@ def test_fp16_is_near_fp32_and_its_gradients_are_scaled(tiny: Any, opened: Any) 
     assert norms[0][0] == pytest.approx(norms[1][0], rel=5e-2) and not norms[0][1]
     with pytest.raises(UsageError, match="whole weights in fp32"):
         opened(base, golden.plan_of(Weights("unet", 1e-3), precision="fp16"))
+
+
+@pytest.mark.parametrize("case", ["decomposed, with text encoder", "whole weights"])
+def test_gradient_checkpointing_changes_no_gradient(case: str, tiny: Any, opened: Any) -> None:
+    base = tiny()
+    plan = golden.cases(base)[case]
+    if case != "whole weights":  # masks have to be those of the forward pass when it is computed again
+        plan = dataclasses.replace(plan, trains=tuple(dataclasses.replace(t, dropout=0.3) for t in plan.trains))
+    found = []
+    for checkpointing in (False, True):
+        session = opened(base, dataclasses.replace(plan, gradient_checkpointing=checkpointing))
+        blocks = [cell for _, cell in session._components["unet"].cells_and_names() if cell._recompute_cell is not None]
+        assert bool(blocks) == checkpointing
+        session.load_state(golden.start_values(session.state()))
+        losses = [session.accumulate(golden.batch_of(base, case, number=number)) for number in range(2)]
+        found.append((losses, session._optimizer.gradients))
+    (losses, plain), (again, recomputed) = found
+    np.testing.assert_array_equal(losses, again)
+    assert plain.keys() == recomputed.keys()
+    largest = max(float(np.abs(gradient).max()) for gradient in plain.values())
+    for name, gradient in plain.items():
+        np.testing.assert_allclose(recomputed[name], gradient, rtol=1e-4, atol=1e-6 * largest, err_msg=name)
+
+
+def test_weights_that_nothing_depends_on_stay_what_they_are(tiny: Any, opened: Any) -> None:
+    base = tiny("tiny-sdxl")
+    plan = golden.plan_of(Weights("text_encoder", 1e-3), optimizer=Optimizer(weight_decay=0.5))
+    session, batch = opened(base, plan), golden.batch_of(base, "whole weights")
+    last = base.components["text_encoder"]["num_hidden_layers"] - 1
+    unread = {name for name in session._optimizer.names if f".layers.{last}." in name or "final_layer_norm" in name}
+    assert unread
+    loss = session.evaluate(batch)
+    for name in unread:  # the evidence: whatever they are, the loss is the same
+        session._optimizer.names[name].set_data(session._optimizer.names[name] * 1.5)
+    np.testing.assert_array_equal(session.evaluate(batch), loss)
+    before = values_of(session)
+    session.accumulate(batch)
+    session.update([1e-2], 1.0)
+    moved = {name for name, value in values_of(session).items() if not np.array_equal(value, before[name])}
+    assert moved == before.keys() - unread
+    assert not any(name.partition("/")[2] in unread for name in session.state() if name.startswith("adam"))
+    with pytest.raises(UsageError, match="No picture depends"):
+        opened(base, golden.plan_of(Weights("text_encoder", 1e-3, (f"text_model.encoder.layers.{last}",))))

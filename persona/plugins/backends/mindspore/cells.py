@@ -40,6 +40,18 @@ def replace(model: nn.Cell, path: str, cell: nn.Cell) -> None:
         setattr(parent, last, cell)
 
 
+RECOMPUTED = ("BasicTransformerBlock", "ResnetBlock2D", "CLIPEncoderLayer")
+"""Classes of cells whose inner values are computed again for the gradient, with gradient checkpointing."""
+
+
+def recompute(model: nn.Cell) -> None:
+    """Keep of each block only what goes in. Called when everything that is trained is in its place: MindSpore looks for
+    that once."""
+    for _, cell in model.cells_and_names():
+        if type(cell).__name__ in RECOMPUTED:
+            cell.recompute()
+
+
 def weight_of(cell: nn.Cell | None) -> Parameter | None:
     """What torch calls the cell's `weight`."""
     return _own(cell, "weight", "gamma", "embedding_table")

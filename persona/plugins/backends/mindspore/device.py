@@ -94,7 +94,7 @@ def capabilities(device: Device) -> dict[str, bool]:
         "bf16": device.kind == "npu",
         "fp16": True,
         "devices": True,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": True,
         "dora": True,
         **{f"sampler:{name}": True for name in SAMPLERS},
     }

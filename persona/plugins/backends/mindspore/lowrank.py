@@ -21,19 +21,31 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Dropout:
-    """Masks for all layers of a session, from a numpy generator that begins anew with every update: what it draws
-    follows from the plan and the update, and there is no state to keep (MindSpore's own cannot be set on a cpu)."""
+    """Masks for all layers of a session, from numpy: what is drawn follows from the plan, the update, the micro-batch
+    and the layer, so there is no state to keep (MindSpore's own cannot be set on a cpu), and a layer that is computed
+    again for its gradient has the mask it had."""
 
     def __init__(self) -> None:
+        self._layers = 0
         self.begin(0)
 
     def begin(self, seed: int) -> None:
-        """What is drawn from here on follows from `seed`."""
-        self._generator = np.random.Generator(np.random.PCG64(seed))
+        """What is drawn from here on follows from `seed`; once an update."""
+        self._seed, self._micro = seed, 0
 
-    def __call__(self, x: Tensor, probability: float) -> Tensor:
+    def begin_micro_batch(self) -> None:
+        """Other masks from here on."""
+        self._micro += 1
+
+    def number(self) -> int:
+        """The number of the next layer that draws here."""
+        self._layers += 1
+        return self._layers
+
+    def __call__(self, x: Tensor, probability: float, layer: int) -> Tensor:
         """`x` with that share of its values zero and the others scaled up."""
-        kept = self._generator.random(x.shape, np.float32) >= probability
+        generator = np.random.Generator(np.random.PCG64([self._seed, self._micro, layer]))
+        kept = generator.random(x.shape, np.float32) >= probability
         return x * Tensor((kept / np.float32(1.0 - probability)).astype(np.float32)).astype(x.dtype)
 
 
@@ -51,6 +63,7 @@ class _LowRank(nn.Cell):
     ) -> None:
         super().__init__(auto_prefix=False)
         self.base, self.scale, self.dropout, self.drop = base, scale, dropout, drop
+        self.number = drop.number()
         self.down, self.up = (
             Parameter(Tensor(values), name=name) for name, values in zip(("down", "up"), factors, strict=True)
         )
@@ -65,7 +78,7 @@ class _LowRank(nn.Cell):
 
     def dropped(self, x: Tensor) -> Tensor:
         """`x` after dropout, in training."""
-        return self.drop(x, self.dropout) if self.dropout and self.training else x
+        return self.drop(x, self.dropout, self.number) if self.dropout and self.training else x
 
     def low(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
         """up(down(x)), unscaled."""

@@ -26,12 +26,19 @@ class Optimizer:
     40 µs each to start, and LoRA has hundreds of small values. MindSpore's own AdamWeightDecay has no bias correction,
     and its Adam kernel takes 1 − β2 in float32, which is 5e-5 off."""
 
-    def __init__(self, groups: Sequence[Group], options: plans.Optimizer, precision: str) -> None:
+    def __init__(
+        self, groups: Sequence[Group], options: plans.Optimizer, precision: str, unread: tuple[str, ...] = ()
+    ) -> None:
+        """Values whose names begin with one of `unread` never have a gradient, and stay what they are: weight decay,
+        too, is for what is trained."""
         if options.name != "adamw":
             raise UsageError(f'The MindSpore backend has no optimizer "{options.name}".',
                              hint="The built-in one is adamw: leave --optimizer out.")  # fmt: skip
         self.groups, self.options = groups, options
         self.names = {name: parameter for group in groups for name, parameter in group.values.items()}
+        self.moving = {name: value for name, value in self.names.items() if not name.startswith(unread)}
+        if not self.moving:
+            raise UsageError("No picture depends on what is to be trained.", hint="Choose another --target.")
         self.loss_scale = LossScale(precision == "fp16")
         self.updates = 0
         self.gradients: dict[str, Array] = {}
@@ -39,8 +46,8 @@ class Optimizer:
         self._v: dict[str, Array] = {}
 
     def add(self, gradients: Sequence[Tensor]) -> None:
-        """Add gradients of the scaled loss, in the order of `names`."""
-        for name, gradient in zip(self.names, gradients, strict=True):
+        """Add gradients of the scaled loss, in the order of `moving`."""
+        for name, gradient in zip(self.moving, gradients, strict=True):
             values = gradient.astype(ms.float32).asnumpy()
             if name in self.gradients:
                 self.gradients[name] += values
@@ -66,6 +73,8 @@ class Optimizer:
             self.updates += 1
             for group, rate in zip(self.groups, learning_rates, strict=True):
                 for name, own_rate in group.rates(float(rate)).items():
+                    if name not in self.gradients:
+                        continue
                     self.gradients[name] *= factor / scale
                     self._step(name, own_rate)
         self.loss_scale.learn(finite)

@@ -21,6 +21,7 @@ from persona.core.training.batch import Batch
 from persona.core.training.noise import dropout_seed
 from persona.core.training.plan import TrainingPlan
 from persona.plugins.backends.mindspore.adapters import OpenedComponents
+from persona.plugins.backends.mindspore.cells import recompute
 from persona.plugins.backends.mindspore.device import DTYPES, capabilities
 from persona.plugins.backends.mindspore.ema import Averages
 from persona.plugins.backends.mindspore.loading import load_component
@@ -48,7 +49,7 @@ class MindSporeSession:
         self._processes = runtime.processes if isinstance(runtime.processes, MindSporeProcesses) else None
         self.device = device_of(runtime.device, self._processes is not None)
         self.precision = plan.precision if plan else runtime.precision
-        self._refuse_what_cannot_be(plan, runtime)
+        self._refuse_what_cannot_be(plan)
         if self._processes is None:  # they have met on it, and MindSpore lets nobody choose again then
             self.device.make_current()
         with memory_errors():
@@ -57,6 +58,9 @@ class MindSporeSession:
             self._autoencoder = Autoencoder(self._components["vae"])
             self._attach(plan)
         self._trained = sorted(plan.trained_components()) if plan else []
+        if plan is not None and (runtime.gradient_checkpointing or plan.gradient_checkpointing):
+            for name in {base.denoiser, *self._trained}:
+                recompute(self._components[name])
         self._is_training = self._has_begun = False
 
     # -- what the core asks for ------------------------------------------------------------------------------------
@@ -77,6 +81,7 @@ class MindSporeSession:
         finite. Raises TrainingError when memory runs out."""
         self._set_training(True)
         self._begin_update()
+        self._dropout.begin_micro_batch()
         weights = Tensor(np.asarray(batch.w, np.float32)) * self._optimizer.loss_scale.value
 
         def scaled_loss() -> tuple[Tensor, Tensor]:
@@ -84,7 +89,7 @@ class MindSporeSession:
             return (weights * losses).sum(), losses
 
         with memory_errors():
-            values = list(self._optimizer.names.values())
+            values = list(self._optimizer.moving.values())
             (_, losses), gradients = ms.value_and_grad(scaled_loss, None, values, has_aux=True)()
             found = array_of(losses)
             if np.isfinite(found).all():
@@ -172,6 +177,10 @@ class MindSporeSession:
             return "bit for bit, on the same versions and processor"
         return f"up to rounding: {self.device.kind} kernels add in an order of their own; --device cpu is exact"
 
+    def first_step(self) -> str:
+        """What takes long in the first step, for the user."""
+        return "compiling" if self.device.kind == "npu" else "first step"
+
     def peak_memory(self) -> int:
         """The most bytes in use so far: of the device, or of this process on a cpu; 0 where it cannot be asked."""
         return self.device.peak_memory()
@@ -185,16 +194,13 @@ class MindSporeSession:
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
-    def _refuse_what_cannot_be(self, plan: TrainingPlan | None, runtime: Runtime) -> None:
+    def _refuse_what_cannot_be(self, plan: TrainingPlan | None) -> None:
         able = capabilities(self.device)
         if not able.get(self.precision, False):
             raise UsageError(f"MindSpore cannot compute in {self.precision} on {self.device.name}.",
                              hint="--precision fp32")  # fmt: skip
         if self.precision != "fp32" and any(part.kind == "weights" for part in (plan.trains if plan else ())):
             raise UsageError("The MindSpore backend trains whole weights in fp32 only.", hint="--precision fp32")
-        if runtime.gradient_checkpointing or (plan is not None and plan.gradient_checkpointing):
-            raise UsageError("The MindSpore backend has no gradient checkpointing.",
-                             hint="Leave --gradient-checkpointing out; lower --batch instead.")  # fmt: skip
 
     def _load(self, name: str) -> nn.Cell:
         """A component in the run's precision; the autoencoder in fp32."""
@@ -222,7 +228,7 @@ class MindSporeSession:
         self._groups = attach(plan, self._components, self._words, self._dropout)
         for model in self._components.values():
             model.set_train(False)  # the new layers too
-        self._optimizer = Optimizer(self._groups, plan.optimizer, self.precision)
+        self._optimizer = Optimizer(self._groups, plan.optimizer, self.precision, self._text.unread())
         if plan.ema_decay is not None:
             self._averages = Averages(self._optimizer.names)
 

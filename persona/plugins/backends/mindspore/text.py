@@ -25,6 +25,16 @@ class TextEncoders:
             # prompt is one of those. The tokenizer knows the real one.
             model.text_model.eos_token_id = self.words[name].end
 
+    def unread(self) -> tuple[str, ...]:
+        """How the names of weights begin that nothing depends on: of the first of two encoders, which is read before
+        its last layer, that layer and the norm behind it. MindSpore gives them gradients of zero, torch none."""
+        *early, _ = self.encoders.items()
+        return tuple(
+            f"{name}.text_model.{part}."
+            for name, model in early
+            for part in (f"encoder.layers.{model.config.num_hidden_layers - 1}", "final_layer_norm")
+        )
+
     def __call__(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """hidden_states [n, window, dim] and, with two encoders, pooled [n, dim]."""
         if len(self.encoders) == 1:
