@@ -52,10 +52,10 @@ def is_known(component: str, path: str, families: Mapping[str, Family]) -> bool:
 
 def weight_shape(entry: Entry) -> tuple[int, int] | None:
     """(out, in·kh·kw) of the weight an entry belongs to, as its factors say, or None when they do not."""
+    if "down" in entry.factors and "up" in entry.factors:
+        down, up, middle = entry.factors["down"].shape, entry.factors["up"].shape, entry.factors.get("mid")
+        return up[0], down[1] * math.prod(middle.shape[2:] if middle is not None else down[2:])
     shape = {name: ref.shape for name, ref in entry.factors.items()}
-    if "down" in shape and "up" in shape:
-        kernel = shape["mid"][2:] if "mid" in shape else shape["down"][2:]
-        return shape["up"][0], shape["down"][1] * math.prod(kernel)
     if "w1_a" in shape and "w2_a" in shape and entry.algorithm == "loha":
         if "t1" in shape:
             return shape["w1_a"][1], shape["w1_b"][1] * math.prod(shape["t1"][2:])
@@ -111,8 +111,9 @@ def _component_explains(
 ) -> bool:
     modules = inventory(config)
     for shape, paths in mine:
-        if any(path not in modules for path in paths):
-            return False
+        for path in paths:
+            if path not in modules:
+                return False
         if widths and shape is not None:
             weights = [modules[path].shape for path in paths]
             out = sum(weight[0] for weight in weights)

@@ -67,6 +67,7 @@ def without_prefix(name: str) -> str:
     return name
 
 
+@lru_cache(maxsize=4096)
 def encoder_place(module: str) -> Place | None:
     """A text encoder's module behind its checkpoint prefix."""
     for prefix, component, style in ENCODERS:
