@@ -13,7 +13,7 @@ from typing import Any
 
 from persona.core.adapters.entry import Adapter
 from persona.core.host.contracts import Output
-from persona.core.host.errors import ConversionError, OutputExists, UsageError
+from persona.core.host.errors import ConversionError, OutputExists, UnwritableOutput, UsageError
 from persona.core.host.host import Host
 from persona.exchange.choices import (
     EMBEDDING_FORMS,
@@ -22,7 +22,7 @@ from persona.exchange.choices import (
     default_dialect,
     dialect_called,
 )
-from persona.formats.containers.atomic import atomic_write, refuse_existing
+from persona.formats.containers.atomic import atomic_write, refuse_existing, unwritable
 
 
 @dataclass(frozen=True)
@@ -184,12 +184,12 @@ def _write_folder(files: Sequence[Sheet], target: Target, *, force: bool) -> lis
         if os.path.lexists(target.path):
             raise OutputExists(f"{target.path} exists already: it appeared meanwhile.", hint="Choose another name.")
         building.rename(target.path)
-    except FileNotFoundError as error:
-        from persona.core.host.errors import UnwritableOutput
-
-        raise UnwritableOutput(
-            f"There is no folder {target.path.parent}.", hint=f"mkdir -p {target.path.parent}"
-        ) from error
+    except OSError as error:
+        raise unwritable(target.path, error) from error
+    except UnwritableOutput as error:  # of a file inside: the folder's own name says where
+        error.message = error.message.replace(str(building), str(target.path))
+        error.hint = error.hint.replace(str(building), str(target.path))
+        raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return [sheet.path for sheet in files]

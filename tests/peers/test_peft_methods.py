@@ -121,7 +121,8 @@ def test_ia3_of_lycoris_is_pefts_and_back(tmp_path: Path) -> None:
     tensors = {f"{name}.weight": value.astype(np.float32) for name, value in scales.items()}
     tensors |= {f"{key}.on_input": np.array(0), f"{feed}.on_input": np.array(1)}
     save_file(tensors, tmp_path / "k.safetensors")
-    persona.convert(tmp_path / "k.safetensors", tmp_path / "out", to="peft", family="sd1")
+    report = persona.convert(tmp_path / "k.safetensors", tmp_path / "out", to="peft", family="sd1")
+    assert {(step.action, step.cost) for step in report.steps} == {("offset", "one rounding")}
     found = changes(PeftModel.from_pretrained(unet(), str(tmp_path / "out")))
     base = {name: value.numpy() for name, value in unet().state_dict().items()}
     wanted = {

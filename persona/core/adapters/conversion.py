@@ -182,6 +182,8 @@ def _fit_algorithm(entry: Entry, slots: Slots, wishes: Wishes, steps: list[Step]
         if "mid" in entry.factors and not slots.tucker:
             steps.append(Step(entry.name, "expand", "exact", "the middle factor is multiplied into down"))
             return expansion.without_middle(entry)
+        if entry.algorithm == "ia3" and ("ia3_l" in entry.factors) != (slots.ia3 == "peft"):
+            steps.append(Step(entry.name, "offset", "one rounding", "PEFT multiplies by 1 plus what LyCORIS keeps"))
         return _truncated_if_asked(entry, wishes, steps)
     what = f"DoRA along the {entry.magnitude.axis}put" if entry.magnitude is not None else entry.algorithm
     if entry.algorithm in ("oft", "boft", "opaque", "norm") or "lora" not in slots.algorithms:

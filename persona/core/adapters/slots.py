@@ -20,8 +20,8 @@ class Slots:
     `magnitude`: the axes of DoRA's vector it can hold. `convolution`: kernels larger than 1x1. `fused`: True when
     modules carry the original code's joined rows (Flux, SD3), False when they must be split, None when both are
     read. `components`: None for any. `attention_only`: only attention projections have a name. `linear_only`: no
-    convolutions at all. `embeddings`: bundled in the same file, or a file beside it. `containers`: file formats its
-    readers open, the usual one first.
+    convolutions at all. `ia3`: what is added to 1 (LyCORIS), or the sum (PEFT). `embeddings`: bundled in the same file,
+    or a file beside it. `containers`: file formats its readers open, the usual one first.
     """
 
     algorithms: frozenset[str] = LORA
@@ -33,6 +33,7 @@ class Slots:
     fused: bool | None = False
     components: frozenset[str] | None = None
     families: frozenset[str] | None = None
+    ia3: Literal["lycoris", "peft"] = "lycoris"
     attention_only: bool = False
     linear_only: bool = False
     embeddings: Literal["bundle", "beside"] = "beside"

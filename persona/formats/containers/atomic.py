@@ -31,7 +31,7 @@ def atomic_write(destination: Path | str, *, overwrite: bool = False) -> Iterato
     except PersonaError:
         raise
     except OSError as error:
-        raise _unwritable(destination, error) from error
+        raise unwritable(destination, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -52,7 +52,7 @@ def _create_beside(destination: Path) -> Path:
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))  # the kernel takes the umask off
     except (OSError, ValueError) as error:
-        raise _unwritable(destination, error) from error
+        raise unwritable(destination, error) from error
     return temporary
 
 
@@ -94,7 +94,8 @@ def _rename_without_replacing(temporary: Path, destination: Path) -> None:
         temporary.rename(destination)
 
 
-def _unwritable(destination: Path, error: OSError | ValueError) -> UnwritableOutput:
+def unwritable(destination: Path, error: OSError | ValueError) -> UnwritableOutput:
+    """What stands in the way of writing `destination`, from what the system said."""
     folder = destination.parent
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT):

@@ -1,7 +1,7 @@
 """Whether a file's two-dimensional LoRA factors are stored in Paddle's layout: down [in, rank], up [rank, out].
 
 Markers lie (stacks/paddle.md §4.10), so modules whose weight is not square decide for the whole file; the header and
-the container only when every module is square.
+the container only when every module is square. A rank above both widths is no rank: those factors do not fit at all.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def decide_layout(groups: Iterable[Group], state: State) -> Layout:
     """Torch or Paddle layout for a whole file. Raises UnreadableFile when its modules contradict each other."""
     tensors = state.tensors
     pairs = [pair for pair in (_pair(group, tensors) for group in groups) if pair is not None]
-    torch = sum(d[0] == u[1] and d[1] != u[0] for d, u in pairs)
-    paddle = sum(d[1] == u[0] and d[0] != u[1] for d, u in pairs)
+    torch = sum(d[0] == u[1] and d[1] != u[0] and d[0] <= max(d[1], u[0]) for d, u in pairs)
+    paddle = sum(d[1] == u[0] and d[0] != u[1] and d[1] <= max(d[0], u[1]) for d, u in pairs)
     marked = _marked(state)
     if torch and paddle:
         raise UnreadableFile(

@@ -104,6 +104,7 @@ TABLE = TableDialect(
     summary="PEFT folders: adapter_model.safetensors and adapter_config.json, one per component",
     slots=Slots(
         algorithms=METHODS,
+        ia3="peft",
         alpha="config",
         magnitude=frozenset({"out"}),
         bias=True,

@@ -6,13 +6,14 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from persona.core.adapters.conversion import Wishes, plan
 from persona.core.adapters.tensor import TensorRef, in_memory
 from persona.core.host.contracts import State, Told
-from persona.core.host.errors import PersonaError
+from persona.core.host.errors import PersonaError, UnreadableFile
 from persona.formats.dialects.recognise import DIALECTS, recognise
 
 MODULES = [
@@ -114,3 +115,17 @@ def test_only_personas_own_errors_come_out(state: State, target: str, rank: int 
                     assert ref.read().shape == ref.shape
         except PersonaError:
             pass
+
+
+@pytest.mark.parametrize(("down", "up"), [((2, 320), (320, 3)), ((320, 2), (3, 320))])
+def test_factors_that_share_no_rank_are_not_taken_for_the_other_frameworks_layout(
+    down: tuple[int, int], up: tuple[int, int]
+) -> None:
+    """One common number is not enough: a rank of 320 for a weight of 3 x 2 is no rank."""
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    tensors = {
+        f"{name}.lora_down.weight": in_memory(np.ones(down, np.float32)),
+        f"{name}.lora_up.weight": in_memory(np.ones(up, np.float32)),
+    }
+    with pytest.raises(UnreadableFile, match="rank"):
+        DIALECTS["kohya"].read(State(tensors), Told())
