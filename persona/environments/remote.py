@@ -175,6 +175,10 @@ class RemoteSession:
             raise AttributeError(name)
         return functools.partial(self._ask, name)
 
+    def write_state(self, path: Path) -> None:
+        """Let the worker write its state to a file: it would take twice the memory to send it."""
+        self.notes[:] = self._process.call("write_state", path.absolute())[1]
+
     def close(self) -> None:
         """Free the memory, by ending the worker."""
         if _kept is None or self._process.is_broken or self._process.key in _kept:

@@ -15,12 +15,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import IO, Any
 
 from persona.core.adapters.entry import Checkpoint
 from persona.core.adapters.tensor import TensorRef
 from persona.core.host.errors import BackendMissing, PersonaError
 from persona.core.training.processes import devices_of
+from persona.core.training.run import clear_disk_errors, write_state
 from persona.environments.wire import Lent, name_of, receive, send
 
 FRAMEWORKS = ("torch", "paddle", "mindspore")
@@ -88,6 +90,12 @@ class Worker:
         """A method of the open session. Whole weights are lent, not sent: they may be larger than the memory."""
         result = getattr(self._session, method)(*arguments, **keywords)
         return self._lend(result) if isinstance(result, Checkpoint) else result
+
+    def write_state(self, path: Path) -> None:
+        """Write the open session's state to a file. Raises as `persona.core.training.run.write_state`, and
+        UnwritableOutput."""
+        with clear_disk_errors(path):
+            write_state(path, self._session.state())
 
     def read(self, number: int) -> Any:
         """A tensor that was lent."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -16,7 +18,8 @@ from persona.core.training.events import CheckpointSaved, Emit, Note, Sampled, S
 from persona.core.training.loop import Ingredients, take_step
 from persona.core.training.plan import TrainingPlan
 from persona.core.training.processes import ALONE, Processes, agreed
-from persona.core.training.run import RunFolder, checkpoints, clear_disk_errors, load_step, save_checkpoint
+from persona.core.training.run import RunFolder, checkpoints, clear_disk_errors, load_step, save_checkpoint, write_state
+from persona.runs.patience import told_while_waiting
 from persona.runs.recipe import Recipe
 from persona.runs.sheet import save_picture
 from persona.runs.validation import Validation
@@ -52,10 +55,12 @@ def train(
             sample(run, done, session, plan, prompts, recipe, host, emit)
         if done == 0 and validation is not None:
             emit(Note(f"validation loss before training: {validation.loss(session):.4f}"))
+        first = session.first_step() if hasattr(session, "first_step") else "first step"
         for update in range(done, plan.steps):
             step = update + 1
             try:
-                values = take_step(plan, given, session, update, processes)
+                with told_while_waiting(emit, first) if update == done else contextlib.nullcontext():
+                    values = take_step(plan, given, session, update, processes)
                 if validation is not None and validation.due(step):
                     values["validation_loss"] = validation.loss(session)
             except TrainingError as error:
@@ -74,7 +79,7 @@ def train(
                     raise _with_last_checkpoint(error, run, step, plan) from error
             if stopped or step == plan.steps or (settings.save_every and step % settings.save_every == 0):
                 try:
-                    path = save_checkpoint(run, step, session.state(), keep_last=settings.keep_last)
+                    path = save_checkpoint(run, step, state_writer(session), keep_last=settings.keep_last)
                 except NotFinite as error:
                     raise _with_last_checkpoint(error, run, step, plan) from error
                 emit(CheckpointSaved(step, str(path)))
@@ -87,6 +92,12 @@ def train(
     finally:
         for tracker in trackers:
             tracker.finish()
+
+
+def state_writer(session: Session) -> Callable[[Path], None]:
+    """What writes a session's state to a file: the worker itself, where it is elsewhere."""
+    elsewhere: Callable[[Path], None] | None = getattr(session, "write_state", None)
+    return elsewhere or (lambda path: write_state(path, session.state()))
 
 
 def sample(

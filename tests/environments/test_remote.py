@@ -14,14 +14,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from persona.core.host.contracts import Runtime, SampleRequest
-from persona.core.host.errors import BackendMissing, ConversionError, ResumeError, TrainingError, UsageError
+from persona.core.host.errors import (
+    BackendMissing,
+    ConversionError,
+    ResumeError,
+    TrainingError,
+    UnwritableOutput,
+    UsageError,
+)
 from persona.core.training.batch import Batch
 from persona.core.training.plan import Stream, TrainingPlan, Weights
 from persona.environments.remote import RemoteBackend, kept_workers
 from persona.environments.worker import surroundings
 from persona.hub.bases import open_base
+from persona.runs.steps import state_writer
 from tests.environments.conftest import alive
 
 PLAN = TrainingPlan("full", (Weights("unet", 1e-2, ("conv_out.bias",)),), (Stream("pictures"),), steps=4)
@@ -210,6 +219,20 @@ def test_a_run_elsewhere_leaves_a_whole_run_folder(
     assert "chatter" not in answer.out + answer.err
     assert (run / "model" / "unet").is_dir()
     assert len(list((run / "samples").glob("step-*/00.png"))) == 3
+
+
+def test_the_worker_writes_its_state_itself(session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session.accumulate(batch(1))
+    session.update([1e-2], 1.0)
+    expected = session.state()
+    monkeypatch.setattr(type(session), "_ask", None)  # nothing of the session travels
+    state_writer(session)(tmp_path / "state.safetensors")
+    found = load_file(tmp_path / "state.safetensors")
+    assert found.keys() == expected.keys() and len(found) > 1
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+    with pytest.raises(UnwritableOutput, match="cannot be written: No such file"):
+        state_writer(session)(tmp_path / "nowhere" / "state.safetensors")
 
 
 def test_a_killed_worker_leaves_the_last_checkpoint_whole_and_a_resumed_run_is_the_same_run(

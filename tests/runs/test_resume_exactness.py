@@ -21,6 +21,7 @@ from persona.plugins.backends.torch import TorchBackend
 from persona.runs.calibration import made_up, with_stand_ins
 from persona.runs.ingredients import trains_text
 from persona.runs.optimizers import with_optimizer
+from persona.runs.steps import state_writer
 
 PACKAGES = {"adamw": None, "adafactor": "transformers", "prodigy": "prodigyopt", "lion": "lion_pytorch"}
 """Optimizers by the package they come from; adamw-8bit is left out, since bitsandbytes is no small thing to install."""
@@ -79,7 +80,7 @@ def test_what_is_taken_up_again_is_the_straight_run(
         for update in range(4):
             figures.append(take_step(plan, given, straight, update))
             if update == 1:
-                saved = save_checkpoint(RunFolder(tmp_path), 2, straight.state(), keep_last=1)
+                saved = save_checkpoint(RunFolder(tmp_path), 2, state_writer(straight), keep_last=1)
         end = {name: values.copy() for name, values in straight.state().items()}
     finally:
         straight.close()

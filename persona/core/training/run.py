@@ -21,7 +21,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -285,16 +285,22 @@ def write_facts(run: RunFolder, facts: Mapping[str, Any]) -> None:
     write_atomically(run.environment, json.dumps(facts, indent=1, ensure_ascii=False).encode())
 
 
-def save_checkpoint(run: RunFolder, step: int, state: Mapping[str, Array], *, keep_last: int) -> Path:
-    """Write `checkpoints/step-NNNNNN` whole, then drop all but the newest `keep_last`.
-
-    `state` is `Session.state()`. The folder is built under a temporary name, synced, and renamed. Raises NotFinite for
-    trained values that are infinite or no numbers: such a checkpoint would be good for nothing."""
+def write_state(path: Path, state: Mapping[str, Array]) -> None:
+    """Write `Session.state()` to a file. Raises NotFinite for trained values that are infinite or no numbers: such a
+    checkpoint would be good for nothing."""
     from safetensors.numpy import save_file
 
     if any(name.startswith("value/") and not np.isfinite(values).all() for name, values in state.items()):
         raise NotFinite("The trained weights are not finite any more.")
+    arrays = {name: np.asarray(values, order="C") for name, values in state.items()}
+    _save(path, lambda path: save_file(arrays, path))
 
+
+def save_checkpoint(run: RunFolder, step: int, write: Callable[[Path], None], *, keep_last: int) -> Path:
+    """Write `checkpoints/step-NNNNNN` whole, then drop all but the newest `keep_last`.
+
+    `write` writes the state to the file it is given, and raises what `write_state` raises. The folder is built under a
+    temporary name, synced, and renamed."""
     final = run.checkpoints / f"step-{step:06d}"
     temporary = run.checkpoints / f".step-{step:06d}.{os.getpid()}"
     with clear_disk_errors(final):
@@ -302,8 +308,7 @@ def save_checkpoint(run: RunFolder, step: int, state: Mapping[str, Array], *, ke
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
-            arrays = {name: np.asarray(values, order="C") for name, values in state.items()}
-            _save(temporary / "state.safetensors", lambda path: save_file(arrays, path))
+            write(temporary / "state.safetensors")
             (temporary / "progress.json").write_text(json.dumps({"step": step}), encoding="utf-8")
             for file in temporary.iterdir():
                 _sync(file)
