@@ -93,3 +93,12 @@ def test_ranks_count_the_names_that_are_nearer_on_the_pictures_own_background() 
     glyphs, colours = np.array([0, 1, 2]), np.array([1, 1, 0])
     assert measure.ranks(seen, read, glyphs, colours).tolist() == [2, 1, 0]
     assert measure.backgrounds(seen, read, glyphs).tolist() == [0, 1, 0]
+
+
+def test_latents_that_are_put_off_stay_near_and_some_are_left_as_they_are() -> None:
+    latents = 1.25 * torch.randn(600, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    after = views.put_off(latents, torch.Generator().manual_seed(0))
+    off = (after - latents).flatten(1).std(1)
+    assert after.shape == latents.shape and off.max() < 1.25
+    # Noise and softness are left out of a third each, the ghost of seven ninths.
+    assert (off == 0).float().mean() == pytest.approx(1 / 3 * 1 / 3 * 7 / 9, abs=0.04)

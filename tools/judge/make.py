@@ -24,7 +24,7 @@ from .training import Training, train
 from .views import make_decoded
 
 FINISH = Training(seconds=0, calm=0.6)
-RESTART = Training(seconds=0, calm=0.6, learning_rate=7e-4, named=28, unnamed=4, decoded_share=0.3)
+RESTART = Training(seconds=0, calm=0.6, learning_rate=7e-4, named=28, unnamed=4, decoded_share=0.5)
 """How the picture encoder is trained on alone, first and when its learning rate rises again."""
 
 
@@ -43,7 +43,7 @@ def arguments() -> argparse.Namespace:
         "--restart-minutes",
         type=float,
         nargs="*",
-        default=[10, 45],
+        default=[10, 62],
         help="and for it once more, each time with a learning rate that rises again and falls as a cosine",
     )
     parser.add_argument("--out", type=Path, default=Path("persona/assets/judge"), help="the model folder to write")

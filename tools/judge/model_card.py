@@ -106,9 +106,9 @@ persona score pictures --reference subject --prompt "a robot on a blue backgroun
 The {figures.glyphs:,} pictograms that mini was trained on (Noto Color Emoji, Debian package
 `fonts-noto-color-emoji`, SIL Open Font License 1.1), seen in other ways: 36 to 60 of 64 pixels, shifted by up to 10,
 turned by a few degrees, warped, mirrored, on mini's twelve colours, on any other, on two; lighter, darker, blurred,
-noisy, as a JPEG, decoded by mini's autoencoder, also from latents with noise on them. A quarter of the things, in the
-last restart an eighth, are no pictogram but a recoloured one with another over it, without a caption of its own.
-Captions: "a red apple on a blue background", or without the background.
+noisy, as a JPEG, decoded by mini's autoencoder from latents that are a little noisy, soft or mixed with another's. A
+quarter of the things, in the last restart an eighth, are no pictogram but a recoloured one with another over it,
+without a caption of its own. Captions: "a red apple on a blue background", or without the background.
 
 ## Configuration
 

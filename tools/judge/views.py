@@ -29,11 +29,12 @@ CANVAS = 60
 PALETTE = torch.tensor(list(COLOURS.values()), dtype=torch.float32) / 255
 """The named colours [12, 3] in 0 to 1."""
 
-LOOSE = Spread(smallest=36, largest=60, shift=10, mirrored=0.5)
-"""How pictures vary that go through the autoencoder."""
+LOOSE, CALM = Spread(36, 60, shift=10, mirrored=0.5), Spread(48, 54, shift=3, mirrored=0.1)
+"""How pictures vary that go through the autoencoder: half of them either way."""
 
-LATENT_NOISE = 0.5
-"""Standard deviation of the noise on latents at most; the latents' own is 1.25."""
+NOISE, SOFTNESS, GHOST = 0.5, 0.6, 0.35
+"""How far latents are put off at most: the deviation of noise on them (their own is 1.25), how much of them is the mean
+over their neighbours, and how much is another picture's."""
 
 WARP = 2.5
 """How far a warped picture's points are moved, in pixels, as a standard deviation at most."""
@@ -67,31 +68,44 @@ class Decoded:
 
 
 @torch.no_grad()
-def make_decoded(path: Path, autoencoder: Path, glyphs: Sequence[Glyph], *, repeats: int = 6, seed: int = 1) -> Decoded:
-    """Reads the cache, or draws glyphs x repeats compositions, encodes and decodes them, and writes it atomically.
+def put_off(latents: Tensor, generator: torch.Generator) -> Tensor:
+    """Latents [n, 16, 8, 8] that are a little noisy, soft, or haunted by another's: a denoiser's are never quite right
+    either. Noise and softness are left out of a third each, ghosts of most."""
 
-    Two of three have noise on their latents: a denoiser's are never quite right either."""
+    def amounts(most: float) -> Tensor:
+        share = 1.5 * torch.rand(len(latents), 1, 1, 1, generator=generator) - 0.5
+        return most * share.clamp(min=0)
+
+    padded = torch.nn.functional.pad(latents, (1, 1, 1, 1), mode="replicate")
+    around = torch.nn.functional.avg_pool2d(padded, 3, stride=1)
+    soft = torch.lerp(latents, around, amounts(SOFTNESS))
+    haunted = torch.lerp(soft, latents.roll(1, 0), amounts(GHOST) * (amounts(1) > 0.5))
+    return haunted + amounts(NOISE) * torch.randn(latents.shape, generator=generator)
+
+
+def make_decoded(path: Path, autoencoder: Path, glyphs: Sequence[Glyph], *, repeats: int = 8, seed: int = 1) -> Decoded:
+    """Reads the cache, or draws glyphs x repeats compositions, encodes them, puts the latents off, decodes them, and
+    writes the cache atomically."""
     if not path.exists():
         random = np.random.default_rng(seed)
         generator = torch.Generator().manual_seed(seed)
         model = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32).eval()
         names = list(COLOURS)
         chosen = np.tile(np.arange(len(glyphs)), repeats)
-        colours = random.integers(len(names), size=len(chosen))
+        # 64 in a row have the same background, so that a ghost's is no other.
+        colours = random.integers(len(names), size=len(chosen) // 64 + 1).repeat(64)[: len(chosen)]
         pictures = np.empty((len(chosen), PICTURE_SIZE, PICTURE_SIZE, 3), np.uint8)
         for first in range(0, len(chosen), 64):
             part = slice(first, first + 64)
             drawn = np.stack(
                 [
-                    draw(glyphs[glyph], compose(glyphs[glyph], names[colour], random, LOOSE))
-                    for glyph, colour in zip(chosen[part], colours[part], strict=True)
+                    draw(glyphs[glyph], compose(glyphs[glyph], names[colour], random, (LOOSE, CALM)[number % 2]))
+                    for number, (glyph, colour) in enumerate(zip(chosen[part], colours[part], strict=True))
                 ]
             )
             pixels = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1
-            amount = LATENT_NOISE * (1.5 * torch.rand(len(pixels), 1, 1, 1, generator=generator) - 0.5).clamp(min=0)
             with torch.autocast("cpu", torch.bfloat16):
-                latents = model.encode(pixels).latent_dist.mean.float()
-                latents = latents + amount * torch.randn(latents.shape, generator=generator)
+                latents = put_off(model.encode(pixels).latent_dist.mean.float(), generator)
                 made = model.decode(latents).sample
             made = ((made.float().clamp(-1, 1) + 1) * 127.5).round().byte()
             pictures[part] = made.permute(0, 2, 3, 1).numpy()
