@@ -1,4 +1,4 @@
-"""The troubles people reported with other converters (dialects.md §9), each as what persona does instead."""
+"""The troubles people reported with other converters (P6; dialects.md §9), each as what persona does instead."""
 
 from __future__ import annotations
 

@@ -69,6 +69,7 @@ def there(adapter: Adapter, dialect: Dialect) -> Adapter:
 def test_what_is_written_is_recognised_and_means_the_same(
     name: str, family: str, components: tuple[str, ...] | None, convolutions: bool
 ) -> None:
+    """P8: no dialect takes another's file for its own."""
     dialect, adapter = DIALECTS[name], source(name, family, components, convolutions)
     (output,) = dialect.write(planned(adapter, dialect).adapter)
     state = state_of(output, dialect.slots.containers[0])
