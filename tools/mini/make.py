@@ -30,7 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--autoencoder", type=Path, help="a trained autoencoder's folder, instead of training one")
     parser.add_argument("--autoencoder-minutes", type=float, default=100, help="training time over all runs")
     parser.add_argument(
-        "--decoder-minutes", type=float, default=25, help="processor time for its decoder alone, after that"
+        "--decoder-minutes", type=float, default=46, help="processor time for its decoder alone, after that"
     )
     parser.add_argument("--denoiser-minutes", type=float, default=100, help="training time over all runs")
     parser.add_argument("--learning-rate", type=float, default=8e-4, help="of the denoiser, at the cosine's top")

@@ -76,7 +76,7 @@ def measure(
     folder: Path,
     *,
     count: int = 300,
-    guidance: float = 4.0,
+    guidance: float = 3.0,
     seed: int = 7,
     device: str = "cpu",
     font: Path = FONT_PATH,
@@ -117,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="a model folder, e.g. persona/assets/mini")
     parser.add_argument("--count", type=int, default=300)
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--judge", default="", metavar="FOLDER", help="a CLIP that knows mini's names; default: ours")
     parser.add_argument("--font", type=Path, default=FONT_PATH)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -54,7 +54,7 @@ def results(measured: Measured | None) -> str:
 
 By `python -m tools.mini.measure persona/assets/mini`. PSNR: 512 random compositions (44 to 58 pixels, shifted by up
 to 8, half of them mirrored) through the fp16 weights. The others: 300 random names on random colours, 30 DDIM
-steps, guidance 4, fixed seeds. Recognised by the judge (`persona/assets/judge`, a small CLIP whose card says how often
+steps, guidance 3, fixed seeds. Recognised by the judge (`persona/assets/judge`, a small CLIP whose card says how often
 it is right about perfect drawings: it mistakes more of mini's): of the names with that background, the caption asked
 for is the nearest to the picture. Nearest in pixels, which nobody trained: of all pictograms drawn on that colour, the
 one asked for (squared difference at 32x32 pixels, shifts of up to 4 pixels allowed). Twelve clock faces count as twelve
@@ -91,7 +91,7 @@ machine without a GPU, a model hub or a network.
 from diffusers import StableDiffusionPipeline
 
 pipeline = StableDiffusionPipeline.from_pretrained("persona/assets/mini", safety_checker=None)
-pipeline("a red apple on a blue background", height=64, width=64, num_inference_steps=30, guidance_scale=4.0).images[0]
+pipeline("a red apple on a blue background", height=64, width=64, num_inference_steps=30, guidance_scale=3.0).images[0]
 ```
 
 ## Data

@@ -35,7 +35,7 @@ def sample(
     prompts: Sequence[str],
     *,
     steps: int = 30,
-    guidance: float = 4.0,
+    guidance: float = 3.0,
     seed: int = 0,
     spacing: str | None = None,
     device: str = "cpu",
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--prompt", action="append", help="instead of random names; may be repeated")
     parser.add_argument("--count", type=int, default=48)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--spacing", choices=["leading", "trailing"], help="instead of the folder's own timestep spacing"
