@@ -26,7 +26,6 @@ from peer_adapters import (
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import persona
-from persona.formats.checkpoints import ORIGINAL_TRANSFORMERS
 
 
 def pipeline() -> Any:
@@ -124,8 +123,3 @@ def test_what_inspect_says_of_a_text_encoder_in_part_is_what_diffusers_does(dial
     assert kept
     assert bool(lost) == (loads == "part")
     assert all("self_attn" in name for name in lost)
-
-
-def test_the_classes_that_a_refused_whole_transformer_is_told_of_read_single_files() -> None:
-    for _, _, reader in ORIGINAL_TRANSFORMERS:
-        assert callable(getattr(diffusers, reader).from_single_file)
