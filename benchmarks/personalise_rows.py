@@ -110,7 +110,6 @@ PRIOR, NO_PRIOR = "dreambooth", "dreambooth without prior"
 ROWS = (
     Row(PRIOR, "dreambooth"),
     Row(NO_PRIOR, "dreambooth", {"class_pictures": 0}),
-    Row("dreambooth --lora", "dreambooth", {"lora": True}),
     Row("lora", "lora"),
     Row(CONTROL, "lora"),  # trains nothing: the row above with its values in another order
     Row("textual-inversion", "textual-inversion", {"vectors": 4}),
