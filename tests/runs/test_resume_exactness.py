@@ -30,8 +30,8 @@ PACKAGES = {
     "lion": "lion_pytorch",
     "adamw-8bit": "bitsandbytes",
 }
-"""Optimizers by the package they come from. bitsandbytes (125 MB) is not among the tools of a contributor: skipped where
-it is not installed. It keeps 8 bits of tensors of 4,096 values and more; smaller ones it treats as AdamW does."""
+"""Optimizers by the package they come from. bitsandbytes (125 MB) is not among a contributor's tools: skipped where it
+is not installed. It keeps 8 bits of tensors of 4,096 values and more; smaller ones it treats as AdamW does."""
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 2, "dropout": 0.2, "train_text_encoder": True},
     "dreambooth": {"class_word": "toy"},
