@@ -8,6 +8,7 @@ ended itself."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -43,6 +44,9 @@ def main() -> int:
     def end_all(number: int, frame: FrameType | None) -> None:
         for process in workers:
             process.kill()
+        for process in workers:  # gone is what they are to be when this one ends; Popen.wait may hold its lock just now
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(process.pid, 0)
         os._exit(128 + number)
 
     signal.signal(signal.SIGTERM, end_all)
