@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from safetensors.numpy import load_file
 from persona import api
 from persona.core.host.errors import TrainingError
 from persona.core.training.events import Event, Note, StepDone
-from persona.core.training.run import RunFolder, checkpoints, load_checkpoint
+from persona.core.training.run import RunFolder, checkpoints, load_checkpoint, load_step
+from persona.environments.remote import BOOT
 from persona.runs import launching
 from persona.runs.link import VARIABLE
 
@@ -42,6 +45,23 @@ def difference(one: Path, other: Path) -> float:
     return max(
         float(np.linalg.norm(of(kind, arrays) - of(kind, others)) / np.linalg.norm(of(kind, others))) for kind in kinds
     )
+
+
+def what_two_found(backend: Any, room: Path, folder: Path) -> dict[str, Any]:
+    """What `two_processes.py` of a room tells from two processes, which has to be the same from both. One of them lets
+    the other wait for longer than the frameworks' collectives would."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(room)]),
+        "PERSONA_TEST_RESULT": str(folder),
+        "PERSONA_TEST_WAIT": "31",
+        "OMP_NUM_THREADS": "1",
+    }
+    line = backend.launch_line(2, str(BOOT), "two_processes", folder)
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1))
+    assert first == second
+    return dict(first)
 
 
 def is_running(pid: int) -> bool:
@@ -99,3 +119,16 @@ def two_processes_are_one_until_one_is_killed(
     step, state = load_checkpoint(checkpoints(run)[-1])
     assert step >= steps and state and run.product is None
     return run
+
+
+def two_processes_and_one_again(backend: str, pictures: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A LoRA in two processes on the CPU is the run in one, ends cleanly when one is killed, and goes on in one."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words: dict[str, Any] = {"rank": 2, "learning_rate": 1e-2, "prompt": "a toy", "batch": 2, "save_every": 1,
+                             "keep_last": 100, "seed": 5, "sample_steps": 1, "device": "cpu",
+                             "backend": backend}  # fmt: skip
+    straight = api.train("lora", pictures, output=str(folder / "one"), steps=3, **words)
+    run = two_processes_are_one_until_one_is_killed("lora", pictures, straight, folder / "two", monkeypatch, **words)
+    steps = load_step(checkpoints(run)[-1]) + 1
+    ended = api.resume(run, devices=1, steps=steps)
+    assert ended.product and len(losses(ended)) == steps

@@ -128,6 +128,12 @@ class Session(Protocol):
         """Inverse of `state`. Raises ResumeError when names or shapes differ."""
         ...
 
+    # A session may also have these two:
+    #
+    # first_step() -> what the first step does besides, in a word or two, where it takes long: told while it lasts.
+    # write_state(path) -> None: write `state` to a file itself (persona.core.training.run.write_state), where sending
+    #     it would take twice the memory.
+
     def close(self) -> None:
         """Free the memory."""
         ...

@@ -8,21 +8,11 @@ import pytest
 
 pytest.importorskip("ppdiffusers", reason="the Paddle environment is not here: persona backends setup paddle")
 
-from persona import api
-from persona.core.training.run import checkpoints, load_step
-from tests.several import losses, two_processes_are_one_until_one_is_killed
-
-FEW = {"rank": 2, "learning_rate": 1e-2, "prompt": "a toy", "batch": 2, "save_every": 1, "keep_last": 100, "seed": 5,
-       "sample_steps": 1, "device": "cpu", "backend": "paddle"}  # fmt: skip
+from tests.several import two_processes_and_one_again
 
 
 @pytest.mark.slow
 def test_two_processes_make_the_run_of_one_until_one_is_killed(
     toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    straight = api.train("lora", toys, output=str(tmp_path / "one"), steps=3, **FEW)
-    run = two_processes_are_one_until_one_is_killed("lora", toys, straight, tmp_path / "two", monkeypatch, **FEW)
-    steps = load_step(checkpoints(run)[-1]) + 1
-    ended = api.resume(run, devices=1, steps=steps)
-    assert ended.product and len(losses(ended)) == steps
+    two_processes_and_one_again("paddle", toys, tmp_path, monkeypatch)

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, communication, ops
 
-from persona.core.training.processes import PeerLost
 from persona.plugins.backends.mindspore.device import Device, find_device, present_devices
 from persona.plugins.backends.shared.devices import one_each
-from persona.plugins.backends.shared.meeting import Meeting
+from persona.plugins.backends.shared.meeting import Seated, peers_lost
 
 Array = np.ndarray[Any, np.dtype[Any]]
+LOST = (RuntimeError, OSError, ValueError)
+"""What AllReduce and its set-up raise when another process is gone."""
 LAUNCHER = __name__.replace("processes", "launcher")
 AT_ONCE = 16 << 20
 """Numbers that are summed together."""
 
 
-class MindSporeProcesses:
+class MindSporeProcesses(Seated):
     """`persona.core.training.processes.Processes` over a MindSpore cluster, from the variables its launcher sets.
 
     Gradients go through AllReduce. Figures, and waiting, go over a socket: AllReduce on a cpu knows float32 alone, and
@@ -31,23 +31,14 @@ class MindSporeProcesses:
 
     def __init__(self, device: Device) -> None:
         device.make_current()
-        with _peers():
+        with peers_lost(*LOST):
             communication.init()
-        self.rank, self.count = communication.get_rank(), communication.get_group_size()
-        self._meeting = Meeting(self.rank)
+        super().__init__(communication.get_rank(), communication.get_group_size())
         self._all_reduce = ops.AllReduce()
-
-    def sum(self, values: Array) -> Array:
-        """The sum of everybody's `values`, float64."""
-        return self._meeting.sum(values)
-
-    def barrier(self) -> None:
-        """Wait until everybody is here."""
-        self.sum(np.zeros(1))
 
     def leave(self) -> None:
         """Part from the others."""
-        self._meeting.leave()
+        self.meeting.leave()
         communication.release()
 
     def sum_gradients(self, gradients: MutableMapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -66,7 +57,7 @@ class MindSporeProcesses:
 
     def _summed(self, values: Array) -> Array:
         self.barrier()
-        with _peers():
+        with peers_lost(*LOST):
             summed: Array = self._all_reduce(Tensor(values, ms.float32)).asnumpy().copy()
         return summed
 
@@ -87,13 +78,3 @@ def device_of(name: str, is_one_of_many: bool) -> Device:
 def launch_line(count: int, boot: str, module: str) -> list[str]:
     """persona's launcher of a MindSpore cluster, for this machine alone."""
     return [sys.executable, boot, LAUNCHER, str(count), boot, module]
-
-
-@contextmanager
-def _peers() -> Iterator[Any]:
-    """Turn what MindSpore says when somebody is gone into PeerLost."""
-    try:
-        yield
-    except (RuntimeError, OSError, ValueError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise PeerLost(f"Another process of the run is gone: {first}") from error

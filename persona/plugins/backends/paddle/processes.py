@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import paddle
 import paddle.distributed as dist
 
-from persona.core.training.processes import PeerLost
 from persona.plugins.backends.paddle.device import Device, find_device, present_devices
-from persona.plugins.backends.paddle.layout import Array, Parameter
+from persona.plugins.backends.paddle.layout import Parameter
 from persona.plugins.backends.shared.devices import one_each
-from persona.plugins.backends.shared.meeting import Meeting
+from persona.plugins.backends.shared.meeting import Seated, peers_lost
 
+LOST = (RuntimeError, OSError, ValueError)
+"""What all_reduce and its set-up raise when another process is gone."""
 LAUNCHER = __name__.replace("processes", "launcher")
 
 
-class PaddleProcesses:
+class PaddleProcesses(Seated):
     """`persona.core.training.processes.Processes` over paddle.distributed, from the variables its launcher sets.
 
     Gradients go through all_reduce. Figures, and waiting, go over a socket: gloo gives up when another process lets it
@@ -30,22 +29,13 @@ class PaddleProcesses:
 
     def __init__(self, device: Device) -> None:
         device.make_current()
-        with _peers():
+        with peers_lost(*LOST):
             dist.init_parallel_env()
-        self.rank, self.count = dist.get_rank(), dist.get_world_size()
-        self._meeting = Meeting(self.rank)
-
-    def sum(self, values: Array) -> Array:
-        """The sum of everybody's `values`, float64."""
-        return self._meeting.sum(values)
-
-    def barrier(self) -> None:
-        """Wait until everybody is here."""
-        self.sum(np.zeros(1))
+        super().__init__(dist.get_rank(), dist.get_world_size())
 
     def leave(self) -> None:
         """Part from the others."""
-        self._meeting.leave()
+        self.meeting.leave()
         dist.destroy_process_group()
 
     @paddle.no_grad()
@@ -57,7 +47,7 @@ class PaddleProcesses:
             if owners:
                 tensor = parameter.tensor
                 gradient = paddle.zeros_like(tensor) if tensor.grad is None else tensor.grad
-                with _peers():
+                with peers_lost(*LOST):
                     dist.all_reduce(gradient)
                 tensor.grad = gradient
 
@@ -83,13 +73,3 @@ def launch_line(count: int, boot: str, module: str, logs: Path) -> list[str]:
         *(boot, LAUNCHER, str(count), "--nproc_per_node", str(count), *library),
         *("--log_dir", str(logs / "processes"), boot, module),
     ]
-
-
-@contextmanager
-def _peers() -> Iterator[Any]:
-    """Turn what the libraries say when somebody is gone into PeerLost."""
-    try:
-        yield
-    except (RuntimeError, OSError, ValueError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise PeerLost(f"Another process of the run is gone: {first}") from error

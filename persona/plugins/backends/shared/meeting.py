@@ -8,6 +8,8 @@ import os
 import socket
 import struct
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,32 @@ class Meeting:
     def leave(self) -> None:
         """Give the seat up."""
         self._connection.close()
+
+
+class Seated:
+    """What `persona.core.training.processes.Processes` asks of figures and of waiting, at a table."""
+
+    def __init__(self, rank: int, count: int) -> None:
+        self.rank, self.count = rank, count
+        self.meeting = Meeting(rank)
+
+    def sum(self, values: Array) -> Array:
+        """The sum of everybody's `values`, float64."""
+        return self.meeting.sum(values)
+
+    def barrier(self) -> None:
+        """Wait until everybody is here."""
+        self.sum(np.zeros(1))
+
+
+@contextmanager
+def peers_lost(*errors: type[Exception]) -> Iterator[None]:
+    """Turn what a framework's own collectives raise when somebody is gone, one of `errors`, into PeerLost."""
+    try:
+        yield
+    except errors as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise PeerLost(f"Another process of the run is gone: {first}") from error
 
 
 class Table:

@@ -6,15 +6,13 @@ import datetime
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from persona.core.training.processes import PeerLost
+from persona.plugins.backends.shared.meeting import peers_lost
 
 _LIBRARIES = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "npu": "cpu:gloo,npu:hccl"}
 PATIENCE = datetime.timedelta(days=1)
@@ -33,7 +31,7 @@ class TorchProcesses:
         library = _LIBRARIES[kind]
         if kind == "cuda" and not dist.is_nccl_available():
             library = "gloo"
-        with _peers():
+        with peers_lost(RuntimeError):
             dist.init_process_group(library, timeout=PATIENCE)
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -41,7 +39,7 @@ class TorchProcesses:
     def sum(self, values: np.ndarray) -> np.ndarray:
         """The sum of everybody's `values`, float64."""
         tensor = torch.from_numpy(np.array(values, np.float64))
-        with _peers():
+        with peers_lost(RuntimeError):
             dist.all_reduce(tensor)
         summed: np.ndarray = tensor.numpy()
         return summed
@@ -67,7 +65,7 @@ class TorchProcesses:
                 gradients.append(parameter.grad)
         for group in _groups(gradients):
             flat = torch.cat([gradient.flatten() for gradient in group])
-            with _peers():
+            with peers_lost(RuntimeError):
                 dist.all_reduce(flat)
             parts = torch.split(flat, [gradient.numel() for gradient in group])
             for gradient, part in zip(group, parts, strict=True):
@@ -87,12 +85,3 @@ def _groups(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         held += size
     if group:
         yield group
-
-
-@contextmanager
-def _peers() -> Iterator[Any]:
-    """Turn what the libraries say when somebody is gone into PeerLost."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise PeerLost(f"Another process of the run is gone: {str(error).splitlines()[0]}") from error
