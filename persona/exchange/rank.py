@@ -12,7 +12,7 @@ from persona.core.adapters.delta import needs_base
 from persona.core.adapters.entry import Adapter, Entry, Scale
 from persona.core.adapters.expansion import as_lora
 from persona.core.adapters.reshaping import same_bits
-from persona.core.adapters.tensor import TensorRef, in_memory
+from persona.core.adapters.tensor import TensorRef
 from persona.core.host.errors import ConversionError
 from persona.exchange.base_weights import BaseWeights
 from persona.exchange.figures import lora_norm
@@ -40,7 +40,7 @@ def resize(adapter: Adapter, rank: int | None = None, energy: float | None = Non
             what = "DoRA" if entry.magnitude is not None else entry.algorithm
             raise ConversionError(f"{entry.name}: the rank of {what} cannot be changed without the base model.")
         reduced = _truncated(as_lora(entry), rank, energy)
-        entries[key] = _with_alpha_like(entry, reduced.entry)
+        entries[key] = reduced.entry
         kept[entry.name] = 1.0 if _vanishes(entry) else reduced.kept
     return Resized(replace(adapter, entries=entries), kept)
 
@@ -60,15 +60,6 @@ def _truncated(entry: Entry, rank: int | None, energy: float | None) -> svd.Trun
         return svd.truncate(entry, rank)
     found = svd.truncate(entry, energy=energy)
     return found if rank is None or found.entry.scale.rank <= rank else svd.truncate(entry, rank)
-
-
-def _with_alpha_like(before: Entry, after: Entry) -> Entry:
-    """The new factors carry the whole ΔW (scale 1), so alpha is the new rank: consistent whatever reads it
-    (sd-scripts#2169). A bias keeps its own effect."""
-    if before.bias is None or before.scale.value == 1.0:
-        return after
-    values = np.asarray(before.bias).astype(np.float64) * before.scale.value
-    return replace(after, bias=in_memory(values.astype(before.bias.dtype)))
 
 
 def extract(

@@ -17,7 +17,7 @@ from persona.core.adapters.delta import delta, needs_base
 from persona.core.adapters.entry import Adapter, Entry
 from persona.core.adapters.folding import folded, folds_exactly
 from persona.core.adapters.fusion import is_fused
-from persona.core.adapters.reshaping import reshaped, squeezed
+from persona.core.adapters.reshaping import squeezed
 from persona.core.adapters.slots import Slots
 from persona.core.adapters.splitting import join, split
 from persona.core.host.errors import ConversionError, NoPlace
@@ -177,6 +177,9 @@ def _check_home(entry: Entry, slots: Slots) -> None:
 
 
 def _fit_algorithm(entry: Entry, slots: Slots, wishes: Wishes, steps: list[Step]) -> Entry:
+    if "scalar" in entry.factors and not slots.tucker:
+        steps.append(Step(entry.name, "fold", "one rounding", "LyCORIS' scalar goes into alpha"))
+        entry = expansion.without_scalar(entry)
     axis_fits = entry.magnitude is None or entry.magnitude.axis in slots.magnitude
     if entry.algorithm in slots.algorithms and axis_fits:
         if "mid" in entry.factors and not slots.tucker:
@@ -205,7 +208,8 @@ def _fit_algorithm(entry: Entry, slots: Slots, wishes: Wishes, steps: list[Step]
 
 
 def _truncated_if_asked(entry: Entry, wishes: Wishes, steps: list[Step]) -> Entry:
-    if wishes.rank is None or entry.algorithm != "lora" or entry.scale.rank <= wishes.rank or "mid" in entry.factors:
+    untouched = entry.algorithm != "lora" or not {"mid", "scalar"}.isdisjoint(entry.factors)
+    if wishes.rank is None or untouched or entry.scale.rank <= wishes.rank:
         return entry
     if entry.magnitude is not None:
         raise Refused("the rank of a DoRA module cannot be reduced without the base model", "needs base")
@@ -282,29 +286,7 @@ def _joined(parts: Sequence[Entry], whole: str, made: Plan) -> list[Entry]:
         return []
     shared = entry.scale.rank == parts[0].scale.rank and len(parts) > 1
     detail = "the parts share down" if shared else f"block-diagonal, rank {entry.scale.rank}"
+    detail = "rows below rows" if entry.algorithm == "full" else detail
     equal = len({part.scale.value for part in parts}) == 1 or all(folds_exactly(part.scale.value) for part in parts)
     made.steps.append(Step(name, "join", "exact" if equal else "one rounding", detail))
     return [entry]
-
-
-def with_dtype(adapter: Adapter, dtype: Any) -> Adapter:
-    """Every floating-point factor rounded to `dtype` when it is written."""
-    from persona.core.adapters.reshaping import cast
-
-    entries = {}
-    for key, entry in adapter.entries.items():
-        factors = {name: cast(ref, dtype) for name, ref in entry.factors.items()}
-        magnitude = entry.magnitude and replace(entry.magnitude, vector=cast(entry.magnitude.vector, dtype))
-        bias = cast(entry.bias, dtype) if entry.bias is not None else None
-        entries[key] = replace(entry, factors=factors, magnitude=magnitude, bias=bias)
-    return replace(adapter, entries=entries)
-
-
-def as_kernel(entry: Entry) -> Entry:
-    """Two-dimensional LoRA factors of a known 1x1 convolution shown with their kernel, as trainers on it write them."""
-    if entry.kernel != (1, 1) or entry.algorithm != "lora":
-        return entry
-    factors = {
-        name: reshaped(ref, (*ref.shape, 1, 1)) if len(ref.shape) == 2 else ref for name, ref in entry.factors.items()
-    }
-    return replace(entry, factors=factors)

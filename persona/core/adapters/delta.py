@@ -37,6 +37,8 @@ def delta(entry: Entry, base_weight: Any = None) -> Array:
         raise ConversionError(f"{entry.name}: {what} needs the base model's weight.", hint="--base MODEL")
     base = None if base_weight is None else np.asarray(base_weight).astype(np.float64)
     change = _in_kernel_shape(entry, _DELTAS[entry.algorithm](entry, base))
+    if "scalar" in entry.factors:  # LyCORIS use_scalar, normally multiplied in when saved
+        change = change * float(_factor(entry, "scalar").reshape(-1)[0])
     if entry.magnitude is not None and base is not None:
         change = _decomposed(entry, change, base.reshape(change.shape))
     return change.astype(np.float32)
@@ -96,8 +98,6 @@ def _lora(entry: Entry, _: Array | None) -> Array:
     """s·up·down, for a convolution over the flattened kernel; Tucker: Σ up[i,m]·mid[m,n,h,w]·down[n,j] (§4.1)."""
     up, down = _factor(entry, "up"), _factor(entry, "down")
     scale = entry.scale.value
-    if "scalar" in entry.factors:  # LyCORIS use_scalar, normally multiplied in when saved
-        scale *= float(_factor(entry, "scalar").reshape(-1)[0])
     up = up.reshape(up.shape[0], -1)
     if "mid" in entry.factors:
         mid = _factor(entry, "mid")
@@ -166,12 +166,16 @@ def _ia3(entry: Entry, base: Array | None) -> Array:
 
 
 def _glora(entry: Entry, base: Array | None) -> Array:
-    """s·(b1·b2 + W·a1·a2) in LyCORIS' present order (§4.7)."""
+    """s·(b1·b2 + W·a1·a2) in LyCORIS' present order, a1·a2 over the channels of a convolution (§4.7); with bm, b1·b2
+    is a Tucker product. Source: LyCORIS modules/glora.py, make_weight."""
     assert base is not None
-    flat = base.reshape(base.shape[0], -1)
     a1, a2, b1, b2 = (_factor(entry, name) for name in ("a1", "a2", "b1", "b2"))
     a1, a2, b1, b2 = (value.reshape(value.shape[0], -1) for value in (a1, a2, b1, b2))
-    return np.asarray(entry.scale.value * (b1 @ b2 + flat @ a1 @ a2)).reshape(base.shape)
+    if "bm" in entry.factors:
+        product = np.einsum("im,mnhw,nj->ijhw", b1, _factor(entry, "bm"), b2, optimize=True)
+    else:
+        product = (b1 @ b2).reshape(base.shape)
+    return np.asarray(entry.scale.value * (product + np.einsum("oi...,ij->oj...", base, a1 @ a2)))
 
 
 _DELTAS: dict[str, Callable[[Entry, Array | None], Array]] = {

@@ -35,6 +35,7 @@ def computed(shape: tuple[int, ...], values: Callable[[], Array], dtype: np.dtyp
 def as_lora(entry: Entry, base_weight: Any = None) -> Entry:
     """The same ΔW as plain LoRA, exactly. DoRA, IA3 and GLoRA need the base weight. Raises ConversionError for
     algorithms that are opaque, and for norms, which are not matrices."""
+    entry = without_scalar(entry)
     if entry.magnitude is not None or entry.algorithm in ("ia3", "glora"):
         return difference_as_lora(as_difference(entry, base_weight))
     if entry.algorithm == "lora":
@@ -48,17 +49,21 @@ def as_lora(entry: Entry, base_weight: Any = None) -> Entry:
     raise ConversionError(f"{entry.name}: {entry.algorithm} cannot be written as LoRA.")
 
 
-def expanded_rank(entry: Entry) -> int:
-    """The rank `as_lora` gives."""
-    return as_lora(entry).scale.rank if entry.algorithm in ("loha", "lokr", "full", "lora") else 0
-
-
 def as_difference(entry: Entry, base_weight: Any = None) -> Entry:
     """The same ΔW stored whole, float32. Raises ConversionError when the base weight is needed and not given."""
     change = delta(entry, base_weight)
     made = computed(change.shape, lambda: np.asarray(change))
     factors = {"diff": made, **({"diff_b": entry.factors["diff_b"]} if "diff_b" in entry.factors else {})}
     return replace(entry, algorithm="full", factors=factors, scale=_plain(entry, 1), magnitude=None)
+
+
+def without_scalar(entry: Entry) -> Entry:
+    """LyCORIS' `scalar` (use_scalar) multiplied into alpha."""
+    if "scalar" not in entry.factors:
+        return entry
+    factors = {name: ref for name, ref in entry.factors.items() if name != "scalar"}
+    number, rank = float(wide(entry.factors["scalar"].read()).reshape(-1)[0]), entry.scale.rank
+    return replace(entry, factors=factors, scale=Scale(entry.scale.value * number * rank, rank, "rank", "computed"))
 
 
 def without_middle(entry: Entry) -> Entry:
@@ -173,7 +178,8 @@ def _window(entry: Entry) -> tuple[int, ...]:
 
 def _lora(entry: Entry, factors: dict[str, TensorRef], rank: int, scale: float) -> Entry:
     made = Scale(scale * rank, rank, "rank", entry.scale.origin)
-    return replace(entry, algorithm="lora", factors=factors, scale=made)
+    shift = {"diff_b": entry.factors["diff_b"]} if "diff_b" in entry.factors else {}
+    return replace(entry, algorithm="lora", factors={**factors, **shift}, scale=made)
 
 
 def _rescaled(scale: Scale, rank: int) -> Scale:

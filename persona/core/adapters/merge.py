@@ -20,7 +20,7 @@ from persona.core.adapters.entry import Adapter, Embedding, Entry, Scale
 from persona.core.adapters.expansion import as_lora, wide
 from persona.core.adapters.folding import scaled
 from persona.core.adapters.fusion import is_fused
-from persona.core.adapters.reshaping import reshaped, same_bits
+from persona.core.adapters.reshaping import reshaped, same_bits, widest
 from persona.core.adapters.splitting import split
 from persona.core.adapters.tensor import TensorRef
 from persona.core.host.errors import ConversionError
@@ -109,7 +109,7 @@ def _side_by_side(parts: Sequence[tuple[Entry, float]]) -> Entry:
         raise ConversionError(f"{first.name} has different sizes in the adapters: they belong to different models.")
     ranks = [ref.shape[0] for ref in downs]
     rank, out = sum(ranks), ups[0].shape[0]
-    dtype = _widest([ref.dtype for ref in (*ups, *downs)])
+    dtype = widest([ref.dtype for ref in (*ups, *downs)])
     factors = [scale / common if common else 0.0 for scale in scales]
 
     def up() -> Array:
@@ -123,7 +123,10 @@ def _side_by_side(parts: Sequence[tuple[Entry, float]]) -> Entry:
         "up": TensorRef(dtype, (out, rank, *((1, 1) if window else ())), up),
         "down": TensorRef(dtype, (rank, *downs[0].shape[1:]), down),
     }
-    bias = _summed_bias(parts, common, dtype)
+    shifts = [scaled(e.factors["diff_b"], strength) for e, strength in parts if "diff_b" in e.factors]
+    if shifts:
+        made["diff_b"] = TensorRef(dtype, shifts[0].shape, lambda: np.asarray(sum(map(wide, shifts))).astype(dtype))
+    bias = _summed_bias(parts, common or 1.0, dtype)
     return replace(
         first,
         algorithm="lora",
@@ -159,7 +162,7 @@ def _summed_differences(parts: Sequence[tuple[Entry, float]]) -> Entry:
     factors: dict[str, TensorRef] = {}
     if any("diff" in e.factors or e.algorithm not in DIFFERENCES for e, _ in parts):
         shape = next((e.factors["diff"].shape for e, _ in parts if "diff" in e.factors), None)
-        dtype = _widest([ref.dtype for e, _ in parts for ref in e.factors.values()])
+        dtype = widest([ref.dtype for e, _ in parts for ref in e.factors.values()])
         changes = [(e, w) for e, w in parts if "diff" in e.factors or e.algorithm not in DIFFERENCES]
         shape = shape if shape is not None else delta(changes[0][0]).shape
         factors["diff"] = TensorRef(
@@ -170,14 +173,6 @@ def _summed_differences(parts: Sequence[tuple[Entry, float]]) -> Entry:
         total = np.asarray(sum(w * wide(change) for change, w in shifts)).astype(np.float32)
         factors["diff_b"] = TensorRef(total.dtype, total.shape, lambda: total)
     return replace(stored, factors=factors, origin={}, bias=None)
-
-
-def _widest(dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
-    """The common dtype; float32 where two kinds of sixteen bits meet."""
-    if len(set(dtypes)) == 1:
-        return dtypes[0]
-    widest = max(dtypes, key=lambda dtype: dtype.itemsize)
-    return widest if widest.itemsize >= 4 else np.dtype(np.float32)
 
 
 def _words(adapters: Sequence[Adapter]) -> list[Embedding]:

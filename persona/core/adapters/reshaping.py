@@ -6,7 +6,7 @@ read. A reshape keeps the span, so that the bytes can still be copied without pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,10 +54,18 @@ def rows(ref: TensorRef, start: int, stop: int) -> TensorRef:
 
 
 def stacked(refs: Sequence[TensorRef]) -> TensorRef:
-    """Tensors of one dtype joined along the first axis."""
-    first = refs[0]
-    shape = (sum(ref.shape[0] for ref in refs), *first.shape[1:])
-    return TensorRef(first.dtype, shape, lambda: np.concatenate([ref.read() for ref in refs], axis=0))
+    """Tensors joined along the first axis, in the widest dtype among them."""
+    dtype, shape = widest(ref.dtype for ref in refs), (sum(ref.shape[0] for ref in refs), *refs[0].shape[1:])
+    return TensorRef(dtype, shape, lambda: np.concatenate([ref.read().astype(dtype, copy=False) for ref in refs]))
+
+
+def widest(dtypes: Iterable[np.dtype[Any]]) -> np.dtype[Any]:
+    """The common dtype, or one that holds the values of all: float32 where two kinds of sixteen bits meet."""
+    different = set(dtypes)
+    if len(different) == 1:
+        return different.pop()
+    found = max(different, key=lambda dtype: dtype.itemsize)
+    return found if found.itemsize >= 4 else np.dtype(np.float32)
 
 
 def swapped_halves(ref: TensorRef) -> TensorRef:

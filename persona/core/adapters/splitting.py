@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +13,8 @@ from persona.core.adapters.evidence import weight_shape
 from persona.core.adapters.expansion import as_lora
 from persona.core.adapters.folding import folded
 from persona.core.adapters.fusion import members, row_sizes
-from persona.core.adapters.reshaping import mapped, rows, same_bits, stacked
-from persona.core.adapters.tensor import TensorRef
+from persona.core.adapters.reshaping import mapped, rows, same_bits, stacked, widest
+from persona.core.adapters.tensor import TensorRef, in_memory
 from persona.core.host.errors import ConversionError
 
 
@@ -80,36 +80,37 @@ def _rank_slices(entry: Entry, sizes: Sequence[int]) -> list[tuple[int, int]] | 
 def join(parts: Sequence[Entry], path: str) -> Entry:
     """One entry for a joined module. Parts that share down, bit for bit, are stacked; others make up block-diagonal.
     Missing parts become rows of zeros. Raises ConversionError when the parts cannot share a weight."""
-    first = parts[0]
-    if all(part.algorithm == "full" for part in parts) and len(parts) == len(members(path)):
-        return replace(first, path=path, factors={"diff": stacked([part.factors["diff"] for part in parts])})
-    plain = [
-        as_lora(part) if part.algorithm in ("loha", "lokr", "full") or "mid" in part.factors else part for part in parts
-    ]
+    first, complete = parts[0], len(parts) == len(members(path))
+    if any(part.bias is not None for part in parts):
+        raise ConversionError(f"{first.name} and its neighbours cannot be joined: it has no place for a trained bias.")
+    if complete and all(part.algorithm == "full" and part.factors.keys() == first.factors.keys() for part in parts):
+        names = first.factors
+        return replace(
+            first, path=path, factors={name: stacked([part.factors[name] for part in parts]) for name in names}
+        )
+    plain = [as_lora(part) if part.algorithm in ("lora", "loha", "lokr", "full") else part for part in parts]
     if any(part.algorithm != "lora" for part in plain):
         raise ConversionError(f"{first.name} and its neighbours cannot be joined: {first.algorithm}.")
     magnitude = _joined_magnitude(plain, path)
-    shared = len(plain) == len(members(path)) and all(
+    shared = complete and all(
         part.scale.value == plain[0].scale.value and same_bits(part.factors["down"], plain[0].factors["down"])
         for part in plain[1:]
     )
-    dtypes = {part.factors[name].dtype for part in plain for name in ("up", "down")}
-    if shared and len(dtypes) == 1:
+    if shared:
         factors = {"down": plain[0].factors["down"], "up": stacked([part.factors["up"] for part in plain])}
-        return replace(plain[0], path=path, factors=factors, magnitude=magnitude, bias=None)
-    return _block_diagonal(plain, path, magnitude)
+        made = replace(plain[0], path=path, factors=factors, magnitude=magnitude)
+    else:
+        made = _block_diagonal(plain, path, magnitude)
+    return replace(made, factors={**made.factors, **_joined_shift(plain, path)})
 
 
 def _block_diagonal(parts: Sequence[Entry], path: str, magnitude: Magnitude | None) -> Entry:
     scales = {part.scale.value for part in parts}
     scale = scales.pop() if len(scales) == 1 else 1.0
     ready = list(parts) if not scales else [folded(part) for part in parts]
-    dtype = np.result_type(*(part.factors["up"].dtype for part in ready)) if ready else np.dtype(np.float32)
-    if len({part.factors["up"].dtype for part in ready}) > 1:
-        dtype = np.dtype(np.float32)
-    into = ready[0].factors["down"].shape[1]
+    dtype = widest(part.factors["up"].dtype for part in ready)
     present = {part.path: part for part in ready}
-    sizes = [_rows_of(name, present, into) for name in members(path)]
+    sizes = _rows_of(present, path)
     rank = sum(part.scale.rank for part in ready)
 
     def up() -> Any:
@@ -127,13 +128,25 @@ def _block_diagonal(parts: Sequence[Entry], path: str, magnitude: Magnitude | No
     down = stacked([part.factors["down"] for part in order])
     factors = {"down": down, "up": TensorRef(dtype, (sum(sizes), rank), up)}
     made = Scale(scale * rank, rank, "rank", order[0].scale.origin)
-    return replace(order[0], path=path, factors=factors, scale=made, magnitude=magnitude, bias=None)
+    return replace(order[0], path=path, factors=factors, scale=made, magnitude=magnitude)
 
 
-def _rows_of(path: str, present: dict[str, Entry], into: int) -> int:
-    if path in present:
-        return present[path].factors["up"].shape[0]
-    return 4 * into if path.endswith("proj_mlp") else into
+def _joined_shift(parts: Sequence[Entry], path: str) -> dict[str, TensorRef]:
+    """The parts' differences of the bias below each other, zeros where a part has none; nothing when none has one."""
+    found = {part.path: part.factors["diff_b"] for part in parts if "diff_b" in part.factors}
+    if not found:
+        return {}
+    sizes = _rows_of({part.path: part for part in parts}, path)
+    dtype = widest(ref.dtype for ref in found.values())
+    zeros = [in_memory(np.zeros(size, dtype)) for size in sizes]
+    return {"diff_b": stacked([found.get(name, zero) for name, zero in zip(members(path), zeros, strict=True)])}
+
+
+def _rows_of(present: Mapping[str, Entry], path: str) -> list[int]:
+    """The rows of each part of a joined module, of those that are missing too."""
+    into = next(iter(present.values())).factors["down"].shape[1]
+    widths = {name: 4 * into if name.endswith("proj_mlp") else into for name in members(path)}
+    return [present[name].factors["up"].shape[0] if name in present else width for name, width in widths.items()]
 
 
 def _joined_magnitude(parts: Sequence[Entry], path: str) -> Magnitude | None:

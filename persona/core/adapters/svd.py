@@ -13,6 +13,7 @@ import numpy as np
 
 from persona.core.adapters.entry import Entry, Scale
 from persona.core.adapters.expansion import wide
+from persona.core.adapters.folding import scaled
 from persona.core.adapters.tensor import in_memory
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -66,7 +67,8 @@ def _made(
     whole = float((s**2).sum())
     kept = 1.0 if whole == 0 else float(np.sqrt((s[:keep] ** 2).sum() / whole))
     scale = Scale(float(keep), keep, "rank", "computed")
-    made = replace(
-        entry, algorithm="lora", factors={"up": in_memory(up), "down": in_memory(down)}, scale=scale, magnitude=None
-    )
+    factors = {"up": in_memory(up), "down": in_memory(down)}
+    factors |= {"diff_b": entry.factors["diff_b"]} if "diff_b" in entry.factors else {}
+    bias = scaled(entry.bias, entry.scale.value) if entry.bias is not None else None  # alpha has gone into the factors
+    made = replace(entry, algorithm="lora", factors=factors, scale=scale, magnitude=None, bias=bias)
     return Truncated(made, kept)
