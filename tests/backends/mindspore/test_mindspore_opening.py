@@ -94,7 +94,7 @@ def test_devices_that_are_not_there() -> None:
 
 
 def test_what_cannot_be_computed_here_is_refused(tiny: Any, opened: Any) -> None:
-    with pytest.raises(UsageError, match="bf16 on cpu"):
+    with pytest.raises(UsageError, match="cannot compute in bf16"):
         opened(tiny(), precision="bf16")
     session = opened(tiny())
     with pytest.raises(UsageError, match="without a plan"):

@@ -11,7 +11,9 @@ import torch
 from conftest import attention_lora, batch_of, plan_of
 from planted_torch_npu import planted
 
+from persona.core.training.plan import LowRank, Weights
 from persona.core.training.plan import Optimizer as Options
+from persona.plugins.backends.shared.trainables import Group
 from persona.plugins.backends.torch import npu
 from persona.plugins.backends.torch.attention import AttentionWith, full_precision_attention, substitute_attention
 from persona.plugins.backends.torch.device import Device
@@ -99,10 +101,11 @@ def test_npu_attention_is_chosen_by_what_is_there(
     assert substitute_attention(Denoiser(), Device(torch.device("cpu")), "fp16") == ""
 
 
-def values(dtype: Any = torch.float32) -> list[dict[float, dict[str, torch.nn.Parameter]]]:
+def groups(dtype: Any = torch.float32) -> list[Group]:
     generator = torch.Generator().manual_seed(3)
     made = [torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in ((4, 3), (5,), (2, 2))]
-    return [{1.0: {"a": made[0], "b": made[1]}}, {2.0: {"c": made[2]}}]
+    plus = LowRank("unet", ("c",), 1, 1.0, 1.0, up_rate_ratio=2.0)
+    return [Group(Weights("unet", 1.0), {"a": made[0], "b": made[1]}), Group(plus, {"c.up": made[2]})]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -110,8 +113,8 @@ def values(dtype: Any = torch.float32) -> list[dict[float, dict[str, torch.nn.Pa
 def test_npu_fused_adamw_is_torchs_adamw_also_when_resumed(precision: str, max_norm: float) -> None:
     options = Options(weight_decay=0.1, beta1=0.8, beta2=0.95)
     with planted() as calls:
-        usual, fused = Optimizer(values(), options, Device(torch.device("cpu")), precision), None
-        fused = Optimizer(values(), options, NPU, precision)
+        usual, fused = Optimizer(groups(), options, Device(torch.device("cpu")), precision), None
+        fused = Optimizer(groups(), options, NPU, precision)
         assert fused.note == "npu: AdamW and clipping are torch_npu's NpuFusedAdamW" and not usual.note
         for step in range(8):
             norms = []
@@ -134,7 +137,7 @@ def test_npu_fused_adamw_is_torchs_adamw_also_when_resumed(precision: str, max_n
 
 def test_npu_fused_adamw_leaves_everything_alone_when_a_gradient_overflows() -> None:
     with planted():
-        fused = Optimizer(values(), Options(), NPU, "fp16")
+        fused = Optimizer(groups(), Options(), NPU, "fp16")
         fused.backward(sum(value.sum() for value in fused.names.values()))
         fused.update([1e-2, 1e-2], 1.0)
         before = {name: value.detach().clone() for name, value in fused.names.items()}
@@ -147,7 +150,7 @@ def test_npu_fused_adamw_leaves_everything_alone_when_a_gradient_overflows() -> 
 
 def test_npu_without_the_fused_optimizer_says_why_and_takes_torchs() -> None:
     with planted(optim=False):
-        plain = Optimizer(values(), Options(), NPU, "fp32")
+        plain = Optimizer(groups(), Options(), NPU, "fp32")
     assert plain.note == "npu: AdamW and clipping are torch's own, the slower way: torch_npu.optim is not installed"
     assert isinstance(plain._inner, torch.optim.AdamW)
     assert npu.fused_adamw() == (None, "torch_npu is not installed")

@@ -134,8 +134,8 @@ def test_a_delta_from_the_weight_is_relative_to_the_base_as_it_was(kind: str, na
     low = attention_lora(base, rank=2, alpha=3.0, limit=2, initialisation=kind, rank_stabilised=True)
     begun = opened(base, plan_of(low))
     untouched = opened(base)._components["unet"].state_dict()
-    for path, layer in begun._groups[0].layers.items():
-        assert torch.equal(layer.base.weight, untouched[f"{path}.weight"])
+    for path in low.targets:
+        assert torch.equal(begun._model.module("unet", path).base.weight, untouched[f"{path}.weight"])
     assert all(np.abs(delta).max() < 1e-6 for delta in begun.product().deltas().values()), "nothing was trained yet"
     session = trained(base, opened, low, steps=2)
     product = session.product()

@@ -6,9 +6,13 @@ embeddings have other last names."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from mindspore import Parameter, nn
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn
 
+Array = np.ndarray[Any, np.dtype[Any]]
 _TORCH_NAMES = {"gamma": "weight", "beta": "bias", "embedding_table": "weight"}
 
 
@@ -19,6 +23,12 @@ def parameters_of(model: nn.Cell) -> Iterator[tuple[str, Parameter]]:
         for own, parameter in cell._params.items():
             last = _TORCH_NAMES.get(own, own) if renamed else own
             yield (f"{path}.{last}" if path else last), parameter
+
+
+def array_of(tensor: Tensor) -> Array:
+    """A copy, float32. (On a cpu `asnumpy` alone gives the tensor's own memory.)"""
+    values: Array = tensor.astype(ms.float32).asnumpy().copy()
+    return values
 
 
 def find(model: nn.Cell, path: str) -> nn.Cell | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from dataclasses import dataclass
 
@@ -44,6 +45,11 @@ class Device:
         if self.kind != "cpu":
             return int(ms.runtime.max_memory_allocated())
         return largest_process()
+
+    def empty_cache(self) -> None:
+        """Let go of what nobody holds. What MindSpore keeps beyond the end of the process is told about there, cell by
+        cell."""
+        gc.collect()
 
 
 def _processors() -> int:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from persona.plugins.backends.mindspore.cells import find, replace
-from persona.plugins.backends.shared.names import TOKEN_EMBEDDING
-
 
 class GrownEmbedding(nn.Cell):
     """A token embedding [vocabulary, dim] with new rows behind it: the old ones stay frozen and are never copied."""
@@ -17,10 +14,11 @@ class GrownEmbedding(nn.Cell):
         self.base = base
         self.added: list[Parameter] = []  # one [vectors, dim] per placeholder, in the order of their ids
 
-    def add(self, name: str, rows: np.ndarray) -> Parameter:
+    def add(self, rows: np.ndarray) -> Parameter:
         """New rows [vectors, dim] behind those there are."""
-        parameter = Parameter(Tensor(np.array(rows, np.float32)), name=name)
-        self.insert_param_to_cell(f"added_{len(self.added)}", parameter)
+        name = f"added_{len(self.added)}"
+        parameter = Parameter(Tensor(np.array(rows, np.float32)), name=name, requires_grad=False)
+        self.insert_param_to_cell(name, parameter)
         self.added.append(parameter)
         return parameter
 
@@ -30,14 +28,3 @@ class GrownEmbedding(nn.Cell):
         rows = self.base(ops.clamp(ids, max=count - 1))
         new = ops.gather(ops.cat(self.added), ops.clamp(ids - count, min=0), 0)
         return ops.where((ids >= count).expand_dims(-1), new.astype(rows.dtype), rows)
-
-
-def grow(model: nn.Cell) -> GrownEmbedding:
-    """The model's token embedding, with room for new rows."""
-    embedding = find(model, TOKEN_EMBEDDING)
-    if isinstance(embedding, GrownEmbedding):
-        return embedding
-    assert isinstance(embedding, nn.Embedding)
-    grown = GrownEmbedding(embedding)
-    replace(model, TOKEN_EMBEDDING, grown)
-    return grown

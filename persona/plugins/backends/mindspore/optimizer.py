@@ -13,8 +13,8 @@ from mindspore import Tensor
 from persona.core.host.errors import TrainingError, UsageError
 from persona.core.training import plan as plans
 from persona.core.training.optimizer import global_norm
-from persona.plugins.backends.mindspore.trainables import Group
 from persona.plugins.backends.shared.loss_scale import LossScale
+from persona.plugins.backends.shared.trainables import Group
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -72,11 +72,10 @@ class Optimizer:
             factor = min(1.0, max_norm / (norm + 1e-6)) if max_norm > 0 else 1.0
             self.updates += 1
             for group, rate in zip(self.groups, learning_rates, strict=True):
-                for name, own_rate in group.rates(float(rate)).items():
-                    if name not in self.gradients:
-                        continue
-                    self.gradients[name] *= factor / scale
-                    self._step(name, own_rate)
+                for name in group.values:
+                    if name in self.gradients:
+                        self.gradients[name] *= factor / scale
+                        self._step(name, float(rate) * group.rate_factor(name))
         self.loss_scale.learn(finite)
         self.clear()
         return norm, not finite and scale > 1.0

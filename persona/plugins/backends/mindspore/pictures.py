@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from persona.core.host.errors import NotFinite, TrainingError
-from persona.plugins.backends.mindspore.product import array_of
+from persona.plugins.backends.mindspore.cells import array_of
 from persona.plugins.backends.shared.pixels import latent_slices, picture_slices, to_pixels
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -12,8 +12,8 @@ import paddle
 from persona.core.host.errors import TrainingError, UsageError
 from persona.core.training import plan as plans
 from persona.plugins.backends.paddle.layout import Array, Parameter
-from persona.plugins.backends.paddle.trainables import Group
 from persona.plugins.backends.shared.loss_scale import LossScale
+from persona.plugins.backends.shared.trainables import Group
 
 
 class Optimizer:

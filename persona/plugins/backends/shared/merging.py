@@ -4,42 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from persona.core.adapters.delta import Deltas, bias_delta
 from persona.core.adapters.entry import Adapter, Embedding
 from persona.core.host.errors import ConversionError
+from persona.plugins.backends.shared.opened import Array, Kind, OpenedModel
 from persona.plugins.backends.shared.words import Words
-
-Array = np.ndarray[Any, np.dtype[Any]]
-Kind = Literal["weight", "bias"]
-
-
-class OpenedModel(Protocol):
-    """What merging needs of an opened base; arrays are float32 in torch layout, names are `component.path`."""
-
-    def shape(self, name: str, kind: Kind) -> tuple[int, ...] | None:
-        """The shape of the frozen weight or bias of the module called `name`, below any LoRA layer; None where there
-        is none."""
-        ...
-
-    def weight(self, name: str) -> Array:
-        """That frozen weight."""
-        ...
-
-    def add(self, name: str, kind: Kind, change: Array) -> None:
-        """Add `change` to it, in float32, rounded once to the dtype it has."""
-        ...
-
-    def embedding_width(self, component: str) -> int | None:
-        """The width of the token embedding of a text encoder; None when there is no such component."""
-        ...
-
-    def add_rows(self, component: str, rows: Array) -> None:
-        """New frozen rows [n, width] behind the token embedding."""
-        ...
 
 
 class _BaseWeights(Mapping[str, np.ndarray]):

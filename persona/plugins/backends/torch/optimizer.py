@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from persona.core.host.errors import TrainingError, UsageError
 from persona.core.training import plan as plans
 from persona.plugins.backends.shared.loss_scale import LossScale
+from persona.plugins.backends.shared.trainables import Group
 from persona.plugins.backends.torch import npu
 from persona.plugins.backends.torch.clipping import Clipping, NpuFusedClipping
 from persona.plugins.backends.torch.device import Device
@@ -30,16 +31,16 @@ from persona.plugins.backends.torch.optimizer_state import (
 
 class Optimizer:
     """torch's AdamW, or the class a plan names, with one parameter group per entry of the plan; two for an entry whose
-    values have two learning rates (LoRA+). `groups` are an entry's values by what its rate is multiplied by."""
+    values have two learning rates (LoRA+)."""
 
     def __init__(
         self,
-        groups: Sequence[Mapping[float, Mapping[str, nn.Parameter]]],
+        groups: Sequence[Group],
         options: plans.Optimizer,
         device: Device,
         precision: str,
     ) -> None:
-        flat = [(entry, factor, values) for entry, group in enumerate(groups) for factor, values in group.items()]
+        flat = [(entry, *same) for entry, group in enumerate(groups) for same in _by_rate(group).items()]
         self.names = {name: parameter for *_, values in flat for name, parameter in values.items()}
         self._rates = [(entry, factor) for entry, factor, _ in flat]
         self.loss_scale = LossScale(precision == "fp16")
@@ -105,6 +106,14 @@ class Optimizer:
         else:
             load_any_state(self._inner, self.names, state)
         self._clipping.loaded()
+
+
+def _by_rate(group: Group) -> dict[float, dict[str, nn.Parameter]]:
+    """An entry's values by what its learning rate is multiplied by."""
+    found: dict[float, dict[str, nn.Parameter]] = {}
+    for name, value in group.values.items():
+        found.setdefault(group.rate_factor(name), {})[name] = value
+    return found
 
 
 def _adamw(parameters: list[dict[str, Any]], options: plans.Optimizer, device: Device) -> torch.optim.Optimizer:

@@ -2,50 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from persona.plugins.backends.shared.words import Words, attention_mask, cut_note
+from persona.plugins.backends.shared import text
+from persona.plugins.backends.shared.opened import Array
 
 
-class TextEncoders:
-    """The text encoders of a base, in order, with their words.
+class TextEncoders(text.TextEncoders):
+    """CLIP text encoders of transformers."""
 
-    One encoder: its last hidden states, after the final norm (SD1, SD2). Two: the last but one of both, side by side,
-    and the second one's projected end-of-text state, "pooled" (SDXL, arXiv 2307.01952 §2.1)."""
+    def _last(self, model: Any, ids: Array, mask: Array | None) -> Tensor:
+        states: Tensor = model(**_inputs(model, ids, mask))[0]
+        return states
 
-    def __init__(
-        self, encoders: Mapping[str, nn.Module], words: Mapping[str, Words], note: Callable[[str], None]
-    ) -> None:
-        self.encoders, self.words, self._note = dict(encoders), dict(words), note
-        for name, model in self.encoders.items():
-            # Published configs say eos_token_id 2, and CLIP then pools at the highest id, which with new words in the
-            # prompt is one of those. The tokenizer knows the real one.
-            getattr(model, "text_model", model).eos_token_id = self.words[name].end
+    def _last_but_one(self, model: Any, ids: Array, mask: Array | None) -> tuple[Tensor, Tensor]:
+        output = model(**_inputs(model, ids, mask), output_hidden_states=True)
+        return output.hidden_states[-2], output[0]
 
-    def __call__(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """hidden_states [n, window, dim] and, with two encoders, pooled [n, dim]."""
-        if len(self.encoders) == 1:
-            ((name, model),) = self.encoders.items()
-            return {"hidden_states": model(**self._inputs(name, captions))[0]}
-        hidden, pooled = [], None
-        for name, model in self.encoders.items():
-            output: Any = model(**self._inputs(name, captions), output_hidden_states=True)
-            hidden.append(output.hidden_states[-2])
-            pooled = output[0]  # text_embeds of the last, a CLIPTextModelWithProjection
-        assert pooled is not None
-        return {"hidden_states": torch.cat(hidden, dim=-1), "pooled": pooled}
+    def _side_by_side(self, states: list[Tensor]) -> Tensor:
+        return torch.cat(states, dim=-1)
 
-    def _inputs(self, name: str, captions: Sequence[str]) -> dict[str, Tensor]:
-        model, words = self.encoders[name], self.words[name]
-        ids, cut = words.ids(captions)
-        for caption in cut:
-            self._note(cut_note(caption, words.window))
-        device = next(model.parameters()).device
-        inputs = {"input_ids": torch.from_numpy(ids).to(device)}
-        if getattr(model.config, "use_attention_mask", False):
-            inputs["attention_mask"] = torch.from_numpy(attention_mask(ids, words.end)).to(device)
-        return inputs
+
+def _inputs(model: Any, ids: Array, mask: Array | None) -> dict[str, Tensor]:
+    device = next(model.parameters()).device
+    inputs = {"input_ids": torch.from_numpy(ids).to(device)}
+    return inputs if mask is None else inputs | {"attention_mask": torch.from_numpy(mask).to(device)}
