@@ -24,7 +24,7 @@ from persona.formats.models.configs import MAKERS, model_index
 from persona.formats.models.families import FAMILIES
 from persona.formats.models.ldm_unet import Topology, topology_of
 from persona.formats.models.transformer_file import TABLES, read_one_file, write_one_file
-from persona.formats.models.whole_transformer import names_of
+from persona.formats.models.whole_transformer import names_of, refuse_incomplete
 
 Tensors = Mapping[str, TensorRef]
 Form = Literal["diffusers", "ppdiffusers", "ldm", "mindspore", "wukong"]
@@ -96,9 +96,8 @@ def checkpoint_of(state: State, path: str, *, family: str | None = None) -> Chec
         form = "diffusers"
     made.metadata = dict(state.metadata)
     made.source = Source(path, state.container, form)
-    made.family = family or (table.family if table is not None else family_of(made, wukong=wrapped))
-    if "vae" in made.components:
-        refuse_other_autoencoder(made.components["vae"], path)
+    made.family = _settled_family(made, family, path, table.family if table is not None else None, wukong=wrapped)
+    _refuse_parts(made, path)
     return made
 
 
@@ -152,8 +151,34 @@ def _read_folder(folder: Path, family: str | None) -> Checkpoint:
     scheduler = folder / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
         made.configs["scheduler"] = read_json(scheduler)
-    made.family = family or family_of(made)
+    made.family = _settled_family(made, family, str(folder))
+    _refuse_parts(made, str(folder))
     return made
+
+
+def _settled_family(
+    checkpoint: Checkpoint, told: str | None, path: str, known: str | None = None, *, wukong: bool = False
+) -> str | None:
+    """What the user told, where the denoiser's names and widths allow it, else what these leave. Raises
+    UnreadableFile where they say otherwise."""
+    possible = frozenset({known}) if known else _families_of(checkpoint)
+    if told is None:
+        return known or family_of(checkpoint, wukong=wukong)
+    if possible and told not in possible:
+        raise UnreadableFile(
+            f"{path} is no {told} model: its names and widths are those of {', '.join(sorted(possible))}.",
+            hint=f"--family {min(possible)}",
+        )
+    return told
+
+
+def _refuse_parts(checkpoint: Checkpoint, path: str) -> None:
+    """Raises UnreadableFile for a transformer of SD3 or Flux.1 or an AutoencoderKL that is not whole."""
+    if checkpoint.family in TABLES and "transformer" in checkpoint.components:
+        refuse_incomplete(checkpoint.components["transformer"], TABLES[checkpoint.family], path)
+    class_name = checkpoint.configs.get("vae", {}).get("_class_name", "AutoencoderKL")
+    if "vae" in checkpoint.components and class_name == "AutoencoderKL":
+        refuse_other_autoencoder(checkpoint.components["vae"], path)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -172,13 +197,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def family_of(checkpoint: Checkpoint, *, wukong: bool = False) -> str | None:
     """The family that names and widths leave; a vocabulary tells Wukong from SD1, which are otherwise the same."""
-    entries = []
-    for component in ("unet", "transformer"):
-        for name, ref in checkpoint.components.get(component, {}).items():
-            if name.endswith(".weight") and len(ref.shape) in (2, 4):
-                path = name.removesuffix(".weight")
-                entries.append(Entry(component, path, "full", {"diff": ref}, Scale(None, 1, "none")))
-    families = decide(entries, FAMILIES).families
+    families = _families_of(checkpoint)
     if {"sd1", "wukong"} & families:
         embedding = checkpoint.components.get("text_encoder", {}).get("text_model.embeddings.token_embedding.weight")
         chinese = wukong and (embedding is None or embedding.shape[0] != 49408)
@@ -189,6 +208,17 @@ def family_of(checkpoint: Checkpoint, *, wukong: bool = False) -> str | None:
         ]
         families -= {"sd1"} if projections and len(projections[0].shape) == 2 else {"sd2"}
     return next(iter(families)) if len(families) == 1 else None
+
+
+def _families_of(checkpoint: Checkpoint) -> frozenset[str]:
+    """The families whose denoiser has modules of these names, and of these widths where some have."""
+    entries = []
+    for component in ("unet", "transformer"):
+        for name, ref in checkpoint.components.get(component, {}).items():
+            if name.endswith(".weight") and len(ref.shape) in (2, 4):
+                path = name.removesuffix(".weight")
+                entries.append(Entry(component, path, "full", {"diff": ref}, Scale(None, 1, "none")))
+    return decide(entries, FAMILIES).families
 
 
 def _refuse_unknown(unknown: Sequence[str], path: str) -> None:
@@ -221,7 +251,10 @@ def _one_file(checkpoint: Checkpoint, form: Form, notes: list[str]) -> Tensors:
     if form != "ldm":
         raise ConversionError(f"Nobody has written SD3 or Flux as {form} yet.", hint="--to ldm or --to diffusers")
     if checkpoint.family not in TABLES:
-        raise ConversionError("The family decides how one file names a transformer.", hint="--family sd3")
+        raise ConversionError(
+            "persona knows how one file names the transformers of SD3 and Flux.1, and this is neither.",
+            hint="A folder can hold it: --to diffusers",
+        )
     return write_one_file(checkpoint.components, checkpoint.extras, TABLES[checkpoint.family], notes)
 
 

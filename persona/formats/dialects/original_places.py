@@ -140,11 +140,6 @@ def joined_paths(adapter: Adapter) -> Callable[[Entry], str | None]:
     table = transformer_names(adapter)
 
     def joined(entry: Entry) -> str | None:
-        if table is None or entry.component != "transformer":
-            return None
-        block, _, rest = entry.path.partition(".")
-        index, _, inside = rest.partition(".")
-        whole = table.fused_paths(block).get(inside)
-        return f"{block}.{index}.{whole}" if whole else None
+        return table.fused_path(entry.path) if table is not None and entry.component == "transformer" else None
 
     return joined

@@ -15,6 +15,7 @@ from persona.core.adapters.reshaping import reshaped, swapped_halves, transposed
 from persona.core.adapters.slots import Slots
 from persona.core.adapters.tensor import TensorRef, in_memory
 from persona.core.host.errors import NoPlace
+from persona.formats.models.transformer_names import has_halves_swapped
 
 
 def spelled(
@@ -82,14 +83,8 @@ def _spelled_alpha(entry: Entry, shape: tuple[int, ...]) -> TensorRef:
 
 
 def halves_swapped(entry: Entry) -> bool:
-    """Whether the original code has this modulation's shift and scale the other way round: the final layer's, and the
-    last context block's of SD3, which has two parts where the others have six (dialects.md §2.4, §2.5)."""
-    if entry.component != "transformer":
-        return False
-    if entry.path == "norm_out.linear":
-        return True
-    shape = weight_shape(entry) if entry.path.endswith(".norm1_context.linear") else None
-    return shape is not None and shape[0] == 2 * shape[1]
+    """Whether the original code has the two halves of this module the other way round (dialects.md §2.4, §2.5)."""
+    return entry.component == "transformer" and has_halves_swapped(entry.path, weight_shape(entry))
 
 
 def with_swapped_halves(entry: Entry) -> Entry:

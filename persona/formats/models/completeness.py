@@ -24,10 +24,13 @@ def refuse_other_than(
         if module.bias:
             wanted[f"{module.path}.bias"] = module.shape[:1]
     found = {name: ref.shape for name, ref in parameters.items() if name not in passed_over}
-    for verb, listed in (("lacks", wanted.keys() - found.keys()), ("also has", found.keys() - wanted.keys())):
+    for verb, listed, hint in (
+        ("lacks", wanted.keys() - found.keys(), "Fetch it again, all of it."),
+        ("also has", found.keys() - wanted.keys(), "Choose a file of plain fp32, fp16 or bf16 weights."),
+    ):
         if listed:
             shown = ", ".join(sorted(listed)[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
-            raise UnreadableFile(f"{what} is not one that persona knows: it {verb} {shown}.")
+            raise UnreadableFile(f"{what} is not one that persona knows: it {verb} {shown}.", hint=hint)
     for name, shape in wanted.items():
         if found[name] != shape and name != any_shape:
             raise UnreadableFile(f"{what}: {name} has shape {list(found[name])}; {list(shape)} belongs there.")

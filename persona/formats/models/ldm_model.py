@@ -184,7 +184,10 @@ def write_ldm(
             continue
         row = encoders.get(component)
         if row is None:
-            raise ConversionError(f"LDM's file has no place for {component} in this family.", hint="--family sd1")
+            having = [family for family, row in WRITTEN_AS.items() if component in row]
+            raise ConversionError(
+                f"One file of this family has no place for {component}.", hint=f"--family {' | '.join(having)}"
+            )
         made.update(_written_encoder(row, mine, extras, notes))
     made.update({key: ref for key, ref in extras.items() if key not in made})
     return made

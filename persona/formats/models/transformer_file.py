@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from persona.core.adapters.tensor import TensorRef
+from persona.core.host.errors import UnreadableFile
 from persona.formats.models import ldm_model
 from persona.formats.models.ldm_model import Parts
 from persona.formats.models.ldm_unet import Topology
 from persona.formats.models.transformer_names import FLUX, SD3, TransformerNames
-from persona.formats.models.whole_transformer import PREFIX, read_transformer, refuse_incomplete, write_transformer
+from persona.formats.models.whole_transformer import PREFIX, read_transformer, write_transformer
 
 Tensors = Mapping[str, TensorRef]
 TABLES = {names.family: names for names in (SD3, FLUX)}
@@ -22,15 +23,14 @@ UNUSED = "text_projection.weight"  # Flux takes CLIP's pooled output before it, 
 
 
 def read_one_file(tensors: Tensors, names: TransformerNames, path: str) -> Parts:
-    """Diffusers' components of a file. Raises UnreadableFile for a transformer that is not complete."""
+    """Diffusers' components of a file. Raises UnreadableFile for a parameter that is there twice, and for joined rows
+    that cannot be divided."""
     beside = (ldm_model.VAE, COMFY_VAE, "text_encoders.")
     rest = {key: ref for key, ref in tensors.items() if key.startswith(beside)}
-    mine = {key.removeprefix(PREFIX): ref for key, ref in tensors.items() if key not in rest}
+    mine = _renamed({key: ref for key, ref in tensors.items() if key not in rest}, PREFIX, "", path)
     parameters, unknown = read_transformer(mine, names)
-    parts = ldm_model.read_ldm({_without_comfy(key): ref for key, ref in rest.items()})
+    parts = ldm_model.read_ldm(_renamed(rest, COMFY_VAE, ldm_model.VAE, path))
     parts.unknown += unknown
-    if not parts.unknown:
-        refuse_incomplete(parameters, names, path)
     components = {"transformer": parameters, **parts.components}
     if names is FLUX:
         if "text_encoder_3" in components:
@@ -42,8 +42,16 @@ def read_one_file(tensors: Tensors, names: TransformerNames, path: str) -> Parts
     return parts
 
 
-def _without_comfy(key: str) -> str:
-    return ldm_model.VAE + key.removeprefix(COMFY_VAE) if key.startswith(COMFY_VAE) else key
+def _renamed(tensors: Tensors, before: str, after: str, path: str) -> dict[str, TensorRef]:
+    """The tensors whose names begin with `before` beginning with `after`. Raises UnreadableFile for one that is there
+    under both names."""
+    made: dict[str, TensorRef] = {}
+    for key, ref in tensors.items():
+        name = after + key.removeprefix(before) if key.startswith(before) else key
+        if name in made:
+            raise UnreadableFile(f"{path} holds {name} twice, with {before!r} in front and without.")
+        made[name] = ref
+    return made
 
 
 def write_one_file(

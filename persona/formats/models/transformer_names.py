@@ -1,8 +1,7 @@
 """Diffusion transformers' names: diffusers' and the original code's, one table each way (dialects.md §2.4, §2.5).
 
 A value in brackets is a module that the original joins: `attn.[to_q,to_k,to_v]` is three of diffusers' modules
-stacked by rows. The halves (shift, scale) that the original has
-the other way round are known to dialects/table.py.
+stacked by rows.
 """
 
 from __future__ import annotations
@@ -43,13 +42,21 @@ class TransformerNames:
             return None
         return f"{block[0]}.{match[2]}.{block[1][match[3]]}"
 
-    def fused_paths(self, block: str) -> dict[str, str]:
-        """For one of diffusers' block lists: part inside the block -> the fused name inside the block."""
-        found = {}
-        for name in self._blocks_back.get(block, ("", {}))[1]:
-            if name.endswith("]"):
-                head, _, parts = name[:-1].partition("[")
-                found.update({head + part: name for part in parts.split(",")})
+    def fused_path(self, path: str) -> str | None:
+        """For a module that the original keeps as rows of a larger one: the larger one's path, else None."""
+        match = _BLOCK.match(path)
+        whole = self._fused.get(match[1], {}).get(match[3]) if match else None
+        return f"{match[1]}.{match[2]}.{whole}" if match and whole else None
+
+    @cached_property
+    def _fused(self) -> dict[str, dict[str, str]]:
+        """For each of diffusers' block lists: part inside the block -> the fused name inside the block."""
+        found: dict[str, dict[str, str]] = {}
+        for block, (_, inside) in self._blocks_back.items():
+            for name in inside:
+                if name.endswith("]"):
+                    head, _, parts = name[:-1].partition("[")
+                    found.setdefault(block, {}).update({head + part: name for part in parts.split(",")})
         return found
 
     @cached_property
@@ -62,6 +69,15 @@ class TransformerNames:
             ours: (theirs, {path: name for name, path in inside.items()})
             for theirs, (ours, inside) in self.blocks.items()
         }
+
+
+def has_halves_swapped(path: str, shape: tuple[int, ...] | None) -> bool:
+    """Whether the original code has this modulation's shift and scale the other way round: the final layer's, and the
+    last context block's of SD3, which has two parts where the others have six. `shape` is its weight's, where known."""
+    if path == "norm_out.linear":
+        return True
+    matrix = shape is not None and len(shape) == 2
+    return matrix and path.endswith(".norm1_context.linear") and shape[0] == 2 * shape[1]  # type: ignore[index]
 
 
 FLUX = TransformerNames(

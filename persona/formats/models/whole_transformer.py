@@ -19,7 +19,7 @@ from persona.core.adapters.tensor import TensorRef
 from persona.core.adapters.transformer import Flux, MMDiT
 from persona.core.host.errors import ConversionError, UnreadableFile
 from persona.formats.models.completeness import refuse_other_than
-from persona.formats.models.transformer_names import FLUX, SD3, TransformerNames
+from persona.formats.models.transformer_names import FLUX, SD3, TransformerNames, has_halves_swapped
 
 Tensors = Mapping[str, TensorRef]
 PREFIX = "model.diffusion_model."
@@ -50,7 +50,7 @@ def read_transformer(tensors: Tensors, names: TransformerNames) -> tuple[dict[st
             continue
         weight = tensors.get(f"{module}.weight", ref)
         for part, value in _divided(path, ref, weight, key):
-            made[f"{part}.{leaf}"] = swapped_halves(value) if _has_halves_swapped(part, weight) else value
+            made[f"{part}.{leaf}"] = swapped_halves(value) if has_halves_swapped(part, weight.shape) else value
     return made, unknown
 
 
@@ -68,14 +68,6 @@ def _divided(path: str, ref: TensorRef, weight: TensorRef, key: str) -> list[tup
     return [(part, rows(ref, at, at + size)) for part, at, size in zip(parts, starts, sizes, strict=True)]
 
 
-def _has_halves_swapped(path: str, weight: TensorRef) -> bool:
-    """Whether shift and scale are the other way round there: the final layer, and SD3's last context modulation, which
-    has two parts where the others have six."""
-    if path == "norm_out.linear":
-        return True
-    return path.endswith(".norm1_context.linear") and len(weight.shape) == 2 and weight.shape[0] == 2 * weight.shape[1]
-
-
 def write_transformer(parameters: Tensors, names: TransformerNames) -> dict[str, TensorRef]:
     """The authors' parameters from diffusers', without PREFIX. Raises ConversionError for one without a name there."""
     made: dict[str, TensorRef] = {}
@@ -84,7 +76,7 @@ def write_transformer(parameters: Tensors, names: TransformerNames) -> dict[str,
             made[POSITIONS] = ref
             continue
         path, _, leaf = name.rpartition(".")
-        fused = _fused(names, path)
+        fused = names.fused_path(path)
         theirs = names.to_original(fused or path)
         if theirs is None:
             raise ConversionError(f"transformer.{name} has no name in the original's file.")
@@ -92,17 +84,10 @@ def write_transformer(parameters: Tensors, names: TransformerNames) -> dict[str,
             if members(fused)[0] == path:
                 made[f"{theirs}.{leaf}"] = stacked([_part(parameters, part, leaf) for part in members(fused)])
             continue
-        swapped = _has_halves_swapped(path, _part(parameters, path, "weight"))
+        swapped = has_halves_swapped(path, _part(parameters, path, "weight").shape)
         leaf = "scale" if theirs.endswith("_norm") else leaf
         made[f"{theirs}.{leaf}"] = swapped_halves(ref) if swapped else ref
     return made
-
-
-def _fused(names: TransformerNames, path: str) -> str | None:
-    block, _, rest = path.partition(".")
-    index, _, inside = rest.partition(".")
-    whole = names.fused_paths(block).get(inside)
-    return f"{block}.{index}.{whole}" if whole else None
 
 
 def _part(parameters: Tensors, path: str, leaf: str) -> TensorRef:
@@ -122,8 +107,18 @@ def refuse_incomplete(parameters: Tensors, names: TransformerNames, path: str) -
     entrance = "pos_embed.proj.weight" if names is SD3 else "x_embedder.weight"
     what, positions = f"The {names.family} transformer in {path}", [OUR_POSITIONS] if names is SD3 else []
     refuse_other_than(config_of(parameters, names), parameters, what, passed_over=positions, any_shape=entrance)
-    if names is SD3 and OUR_POSITIONS not in parameters:
+    if names is SD3:
+        _refuse_other_positions(parameters, what)
+
+
+def _refuse_other_positions(parameters: Tensors, what: str) -> None:
+    """SD3's table of positions, [1, side·side, width], is a buffer: no module has it, so that it is looked at here."""
+    if OUR_POSITIONS not in parameters:
         raise UnreadableFile(f"{what} is not complete: it lacks {POSITIONS}.")
+    shape, width = parameters[OUR_POSITIONS].shape, parameters["pos_embed.proj.weight"].shape[0]
+    square = len(shape) == 3 and math.isqrt(shape[1]) ** 2 == shape[1]
+    if not square or shape != (1, shape[1], width):
+        raise UnreadableFile(f"{what}: {POSITIONS} has shape {list(shape)}; [1, n·n, {width}] belongs there.")
 
 
 def _shape(parameters: Tensors, name: str) -> tuple[int, ...]:

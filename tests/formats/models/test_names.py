@@ -89,12 +89,7 @@ def test_a_transformer_joined_as_in_the_original_has_its_number_of_modules(
     component: Component, names: TransformerNames, modules: int, linear: int
 ) -> None:
     kinds = {module.path: module.kind for module in component.modules()}
-    joined: dict[str, str] = {}
-    for path in kinds:
-        block, _, rest = path.partition(".")
-        index, _, inside = rest.partition(".")
-        whole = names.fused_paths(block).get(inside)
-        joined[f"{block}.{index}.{whole}" if whole else path] = kinds[path]
+    joined = {names.fused_path(path) or path: kinds[path] for path in kinds}
     theirs = {path: names.to_original(path) for path in joined}
     assert None not in theirs.values()
     assert len(set(theirs.values())) == modules

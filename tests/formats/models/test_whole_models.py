@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from persona.core.adapters.autoencoder import Autoencoder
 from persona.core.adapters.entry import Checkpoint
@@ -18,7 +20,7 @@ from persona.core.adapters.tensor import TensorRef, in_memory
 from persona.core.adapters.transformer import Flux, MMDiT
 from persona.core.host.contracts import State
 from persona.core.host.errors import ConversionError, UnreadableFile
-from persona.formats.checkpoints import checkpoint_of, is_whole_model, outputs
+from persona.formats.checkpoints import checkpoint_of, is_whole_model, outputs, read_checkpoint
 
 NARROW = {
     "sd3": MMDiT(layers=2, width=64, query_key_norm=False, context=10, pooled=6, channels=4),
@@ -98,6 +100,57 @@ def test_what_is_no_whole_transformer_is_refused_by_the_name_of_what_is_wrong(na
         read({**whole, extra.replace(".weight", ".scale_weight"): in_memory(np.float32(1))})
     with pytest.raises(UnreadableFile, match="belongs there"):
         read({**whole, extra: in_memory(np.zeros((3, 5), np.float16))})
+
+
+def folder_of(tmp_path: Path, **components: Mapping[str, TensorRef]) -> Path:
+    for name, tensors in components.items():
+        (tmp_path / name).mkdir()
+        values = {key: np.asarray(ref.read()) for key, ref in tensors.items()}
+        save_file(values, tmp_path / name / "diffusion_pytorch_model.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_a_folder_without_a_projection_is_refused_as_a_file_is(name: str, tmp_path: Path) -> None:
+    """Rows of q are the first of three that are joined: without them k and v would be left out unsaid."""
+    missing = "transformer_blocks.0.attn.to_q.weight"
+    tensors = {key: ref for key, ref in parameters(NARROW[name]).items() if key != missing}
+    with pytest.raises(UnreadableFile, match=missing):
+        read_checkpoint(folder_of(tmp_path, transformer=tensors), family=family_of(name))
+
+
+def test_a_folder_whose_autoencoder_lacks_something_is_refused(tmp_path: Path) -> None:
+    tensors = {key: ref for key, ref in parameters(VAE).items() if key != "encoder.conv_out.bias"}
+    with pytest.raises(UnreadableFile, match=r"lacks encoder\.conv_out\.bias"):
+        read_checkpoint(folder_of(tmp_path, vae=tensors))
+
+
+def test_scales_beside_the_weights_of_a_folder_are_refused(tmp_path: Path) -> None:
+    tensors = {**parameters(NARROW["flux-dev"]), "proj_out.weight_scale": in_memory(np.ones(1, np.float32))}
+    with pytest.raises(UnreadableFile, match=r"also has proj_out\.weight_scale"):
+        read_checkpoint(folder_of(tmp_path, transformer=tensors))
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 36, 7), (1, 35, 64), (2, 36, 64)])
+def test_a_table_of_positions_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UnreadableFile, match="pos_embed has shape"):
+        read({**one_file("sd3"), "pos_embed": in_memory(np.zeros(shape, np.float16))})
+
+
+def test_a_parameter_under_two_names_is_refused() -> None:
+    tensors = one_file("flux-dev")
+    again = {f"model.diffusion_model.{key}": ref for key, ref in tensors.items()}
+    with pytest.raises(UnreadableFile, match="twice"):
+        read({**tensors, **again})
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd3"])
+def test_a_family_that_the_names_contradict_is_refused_in_a_file_and_in_a_folder(family: str, tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFile, match=f"no {family} model") as problem:
+        checkpoint_of(State(one_file("flux-dev"), {}, (), "safetensors"), "file", family=family)
+    assert problem.value.hint == "--family flux1"
+    with pytest.raises(UnreadableFile, match=f"no {family} model"):
+        read_checkpoint(folder_of(tmp_path, transformer=parameters(NARROW["flux-dev"])), family=family)
 
 
 def test_a_transformer_has_no_form_for_mindspore() -> None:
