@@ -16,6 +16,7 @@ from persona.exchange.choices import containers
 from persona.exchange.places import adapter_files, passed_over
 from persona.formats.containers.open import identify
 from persona.formats.containers.open_files import kept_open
+from persona.formats.dialects.peft_folder import check_config
 
 LARGEST_CONFIG = 1 << 24
 
@@ -103,6 +104,8 @@ def best_dialect(path: Path, state: State, told: Told, host: Host) -> tuple[Any,
         if evidence.score > 0:
             found.append((evidence.score, getattr(dialect, "priority", 0), -len(found), dialect, evidence))
     if not found:
+        for config in told.configs.values():  # a method of PEFT's that has factors of its own is told by its name
+            check_config(config)
         raise not_an_adapter(path, state)
     best = max(found, key=lambda item: item[:3])
     return best[3], best[4]

@@ -60,6 +60,7 @@ def trained(config: Any, folder: Path, make: Any = unet) -> dict[str, np.ndarray
         LoHaConfig(r=2, alpha=3, target_modules=TARGETS),
         LoHaConfig(r=2, alpha=3, target_modules=TARGETS, use_effective_conv2d=True),
         IA3Config(target_modules=["to_k", "ff.net.2", "conv1"], feedforward_modules=["ff.net.2"]),
+        IA3Config(target_modules=r".*(to_k|ff\.net\.2|conv1)", feedforward_modules=r".*(ff\.net\.2|conv1)"),
     ],
     ids=lambda config: "-".join(str(value) for value in (config.peft_type.value, getattr(config, "r", ""))),
 )

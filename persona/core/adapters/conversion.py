@@ -110,8 +110,9 @@ def plan(
     narrowed = _shared_algorithms(entries, slots, apart)
     for entry in entries:
         before = len(made.steps)
+        mine, why = narrowed[entry.component]
         try:
-            fitted = _fitted(entry, adapter, slots, narrowed[entry.component], wishes, made.steps)
+            fitted = _fitted(entry, adapter, slots, mine, wishes, made.steps)
             spell(fitted)
         except (Refused, NoPlace) as problem:
             refused = problem if isinstance(problem, Refused) else Refused(problem.reason)
@@ -119,6 +120,8 @@ def plan(
             action, cost = ("drop", "approximate") if wishes.drop else ("refuse", refused.cost)
             made.steps.append(Step(entry.name, action, cost, refused.detail))  # type: ignore[arg-type]
             continue
+        if why is not None and entry.algorithm != "lora":
+            made.steps[before:] = [replace(one, detail=f"{one.detail}: {why}") for one in made.steps[before:]]
         made.adapter.entries[(fitted.component, fitted.path)] = fitted
     for embedding in adapter.embeddings:
         if slots.embeddings == "beside":
@@ -152,13 +155,13 @@ def fit(entry: Entry, slots: Slots, wishes: Wishes, steps: list[Step]) -> Entry:
 
 def _shared_algorithms(
     entries: Iterable[Entry], slots: Slots, apart: Callable[[Sequence[Entry]], str | None]
-) -> dict[str, Slots]:
-    """The slots for each component: LoRA alone where its modules cannot all stay as they are."""
+) -> dict[str, tuple[Slots, str | None]]:
+    """The slots for each component: LoRA alone where its modules cannot all stay as they are, and why."""
     listed = list(entries)
     result = {}
     for component in dict.fromkeys(entry.component for entry in listed):
-        lora_alone = apart([entry for entry in listed if entry.component == component]) is not None
-        result[component] = replace(slots, algorithms=frozenset({"lora"})) if lora_alone else slots
+        why = apart([entry for entry in listed if entry.component == component])
+        result[component] = (slots if why is None else replace(slots, algorithms=frozenset({"lora"})), why)
     return result
 
 

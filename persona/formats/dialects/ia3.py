@@ -7,8 +7,11 @@ the output PEFT multiplies the bias too and LyCORIS does not: a module with a bi
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +20,8 @@ from persona.core.adapters.evidence import form
 from persona.core.adapters.expansion import computed, wide
 from persona.core.adapters.reshaping import reshaped
 from persona.core.adapters.tensor import TensorRef, in_memory
-from persona.core.host.errors import NoPlace
+from persona.core.host.errors import NoPlace, UnreadableFile
+from persona.formats.dialects.lora_config import is_harmless
 from persona.formats.models.families import FAMILIES
 
 
@@ -27,14 +31,28 @@ def on_input(entry: Entry) -> bool:
     return flag is not None and bool(np.asarray(flag.read()).reshape(-1)[0])
 
 
-def told_side(entry: Entry, feedforward: object) -> Entry:
+def told_side(entry: Entry, config: Mapping[str, Any] | None) -> Entry:
     """PEFT's entry with `on_input` beside its factor: its shape on a linear layer, [1, in] or [out, 1], and
-    `feedforward_modules` of its config on a convolution, which is [1, width, 1, 1] either way."""
+    `feedforward_modules` of adapter_config.json on a convolution, which is [1, width, 1, 1] either way. Raises
+    UnreadableFile where nothing says which."""
     shape = entry.factors["ia3_l"].shape
-    listed = feedforward if isinstance(feedforward, list | tuple) else ()
-    named = any(isinstance(name, str) and entry.path.endswith(name) for name in listed)
-    side = named if len(shape) != 2 or shape == (1, 1) else shape[0] == 1
+    decided = len(shape) == 2 and shape != (1, 1)
+    side = shape[0] == 1 if decided else _is_feedforward(entry, config)
     return replace(entry, factors={**entry.factors, "on_input": in_memory(np.array(side))})
+
+
+def _is_feedforward(entry: Entry, config: Mapping[str, Any] | None) -> bool:
+    """As PEFT decides it (tuners/ia3/model.py): a list of endings, or one regular expression for the whole name."""
+    named = None if config is None else config.get("feedforward_modules")
+    module = entry.origin["ia3_l"].removeprefix("base_model.model.").removesuffix(".ia3_l")
+    if isinstance(named, list | tuple):
+        return any(isinstance(ending, str) and module.endswith(ending) for ending in named)
+    if isinstance(named, str) and is_harmless(named):
+        return re.fullmatch(named, module) is not None
+    raise UnreadableFile(
+        f"{entry.name} scales its input or its output, and no adapter_config.json says which.",
+        hint="Put PEFT's adapter_config.json beside the weights, with the list feedforward_modules in it.",
+    )
 
 
 def as_peft(entry: Entry) -> Entry:

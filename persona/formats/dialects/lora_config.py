@@ -19,12 +19,19 @@ def matching(patterns: Mapping[str, Any], path: str) -> list[str]:
     """The pattern keys that match a path, in order."""
     found = []
     for key in patterns:
-        if key == path or (_is_harmless(key) and re.match(rf"(.*\.)?({key})$", path)):
+        if key == path or (is_harmless(key) and re.match(rf"(.*\.)?({key})$", path)):
             found.append(key)
     return found
 
 
-def _is_harmless(pattern: str) -> bool:
+def patterned(config: Mapping[str, Any], field: str, path: str, otherwise: Any) -> Any:
+    """What `rank_pattern` or `alpha_pattern` says about a module, or `otherwise`."""
+    patterns = config.get(field)
+    keys = matching(patterns, path) if isinstance(patterns, Mapping) else []
+    return patterns[keys[0]] if patterns and keys else otherwise
+
+
+def is_harmless(pattern: str) -> bool:
     """Whether a pattern from a stranger's file is a regular expression that cannot run away: no repeated groups, and
     few repetitions at all."""
     if len(pattern) > 500 or re.search(r"\)[*+{?]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
@@ -38,9 +45,7 @@ def _is_harmless(pattern: str) -> bool:
 
 def alpha_from(config: Mapping[str, Any], path: str) -> tuple[float, str] | None:
     """(alpha, mode) for a module from a LoraConfig's fields, or None when the config says nothing."""
-    patterns = config.get("alpha_pattern") or {}
-    keys = matching(patterns, path) if isinstance(patterns, Mapping) else []
-    value = patterns[keys[0]] if keys else config.get("lora_alpha", config.get("alpha"))
+    value = patterned(config, "alpha_pattern", path, config.get("lora_alpha", config.get("alpha")))
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value), "sqrt_rank" if config.get("use_rslora") else "rank"

@@ -18,7 +18,7 @@ from persona.core.host.contracts import Evidence, Output, State, Told
 from persona.core.host.errors import ConversionError, UnreadableFile
 from persona.formats.dialects import ia3
 from persona.formats.dialects.entries import StoredScale
-from persona.formats.dialects.lora_config import alpha_from, matching
+from persona.formats.dialects.lora_config import alpha_from, patterned
 from persona.formats.dialects.metadata import carried
 from persona.formats.dialects.peft_components import auto_mapping, components_told, spellings
 from persona.formats.dialects.peft_methods import METHODS, apart, config_for, in_folder
@@ -79,24 +79,37 @@ def scales(state: State, told: Told) -> StoredScale:
 
 
 def _rank(config: Mapping[str, Any], module: str, rank: int) -> float:
-    patterns = config.get("rank_pattern") or {}
-    keys = matching(patterns, module)
-    value = patterns[keys[0]] if keys else config.get("r", rank)
+    value = patterned(config, "rank_pattern", module, config.get("r", rank))
     return float(value) if isinstance(value, int | float) and value > 0 else float(rank)
 
 
+BASE_CHANGED = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""How init_lora_weights begins where the base was changed at the start (dialects.md §4.1)."""
+NOT_A_PRODUCT = {
+    "kasa_config": "the base was truncated at the start",
+    "arrow_config": "several adapters are mixed anew for every input",
+    "alora_invocation_tokens": "it acts on some words of a text only",
+    "use_qalora": "its inputs are averaged in groups",
+    "use_bdlora": "its factors are block-diagonal",
+    "layer_replication": "the base has some layers twice",
+}
+"""Fields of LoraConfig with which a module is not W + scale·up·down. Source: peft 0.21 tuners/lora/variants.py."""
+
+
 def check_config(config: Mapping[str, Any]) -> None:
-    """Refuse methods that cannot be read as an adapter of the plain base."""
+    """Refuse what cannot be read as an adapter of the plain base. Raises UnreadableFile."""
     kind = config.get("peft_type", "LORA")
     if kind not in READABLE:
         raise UnreadableFile(f"This is a PEFT {kind} adapter; persona reads {', '.join(READABLE)}.")
     start = config.get("init_lora_weights")
-    changed = ("pissa", "olora", "corda", "loftq", "eva")
-    if isinstance(start, str) and start.split("_")[0].lower() in changed[:4]:
+    if isinstance(start, str) and start.lower().startswith(BASE_CHANGED):
         raise UnreadableFile(
             f"init_lora_weights is {start!r}: training changed the base too, so they mean nothing on the plain one.",
             hint="Save it again in PEFT with path_initial_model_for_weight_conversion.",
         )
+    for field, reason in NOT_A_PRODUCT.items():
+        if config.get(field):
+            raise UnreadableFile(f"{CONFIG} has {field}: {reason}, so the factors alone do not say what it does.")
 
 
 TABLE = TableDialect(
@@ -138,10 +151,10 @@ class PeftFolder:
         when it is a component's."""
         components = components_told(state, told)
         adapter = replace(TABLE, places=anywhere(lambda module: place(module, components))).read(state, told)
-        feedforward = told.configs.get(CONFIG, {}).get("feedforward_modules")
+        config = told.configs.get(CONFIG)
         for key, entry in adapter.entries.items():
             if "ia3_l" in entry.factors:
-                adapter.entries[key] = ia3.told_side(entry, feedforward)
+                adapter.entries[key] = ia3.told_side(entry, config)
         return adapter
 
     def speller(self, adapter: Adapter) -> Callable[[Entry], dict[str, TensorRef]]:

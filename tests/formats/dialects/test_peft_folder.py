@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import persona
 from persona.core.adapters.conversion import plan
@@ -167,9 +171,84 @@ def test_the_first_text_encoder_is_spelt_for_both_generations_of_transformers() 
 
 @pytest.mark.parametrize(
     "config, words",
-    [({"peft_type": "VERA"}, "VERA"), ({"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}, "pissa")],
+    [
+        ({"peft_type": "VERA"}, "VERA"),
+        *(({"init_lora_weights": start}, start) for start in ("pissa_niter_4", "PiSSA", "lora_ga", "corda", "loftq")),
+        ({"kasa_config": {"beta": 1e-4}}, "kasa_config"),
+        ({"arrow_config": {"top_k": 2}}, "arrow_config"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
+        ({"use_qalora": True}, "use_qalora"),
+        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),
+    ],
 )
-def test_methods_that_mean_nothing_on_the_plain_base_are_refused(config: dict[str, str], words: str) -> None:
+def test_methods_that_mean_nothing_on_the_plain_base_are_refused(config: dict[str, Any], words: str) -> None:
     (output,) = (o for o in folders(adapter_of([lora_entry("unet", QUERY, 8, 8)])).values() if o.document is None)
     with pytest.raises(UnreadableFile, match=words):
-        DIALECT.read(state_of(output), Told(configs={CONFIG: config}))
+        DIALECT.read(state_of(output), Told(configs={CONFIG: {"peft_type": "LORA", **config}}))
+
+
+def test_the_same_fields_say_nothing_where_they_are_empty() -> None:
+    outputs = folders(adapter_of([lora_entry("unet", QUERY, 8, 8)]))
+    empty = {"kasa_config": None, "use_qalora": False, "layer_replication": None, "init_lora_weights": "eva"}
+    config = {**(outputs[CONFIG].document or {}), **empty}
+    assert DIALECT.read(state_of(outputs["adapter_model.safetensors"]), Told(configs={CONFIG: config})).entries
+
+
+def test_a_folder_of_a_method_with_factors_of_its_own_is_told_by_the_methods_name(tmp_path: Path) -> None:
+    names = {f"base_model.model.{QUERY}.vera_lambda_{end}": size for end, size in (("b", 8), ("d", 4))}
+    save_file({name: np.ones(size, np.float32) for name, size in names.items()}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / CONFIG).write_text(json.dumps({"peft_type": "VERA"}))
+    with pytest.raises(UnreadableFile, match="PEFT VERA adapter; persona reads LORA"):
+        persona.load(tmp_path)
+
+
+@pytest.mark.parametrize("pattern", [["to_q"], {"to_q": "8"}, "to_q", 7])
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_patterns_of_the_wrong_kind_are_passed_over(field: str, pattern: Any) -> None:
+    factors = {"w1": in_memory(np.ones((2, 2))), "w2": in_memory(np.ones((4, 4)))}
+    outputs = folders(adapter_of([Entry("unet", QUERY, "lokr", factors, Scale(1.0, 1, "none"), kernel=())]))
+    config = {**(outputs[CONFIG].document or {}), field: pattern}
+    read = DIALECT.read(state_of(outputs["adapter_model.safetensors"]), Told(configs={CONFIG: config}))
+    assert list(read.entries) == [("unet", QUERY)]
+
+
+def ia3_of(feedforward: Any, conv: bool = True) -> bool:
+    """Which side PEFT's IA3 factor of one module scales: True for the input."""
+    path, shape = (CONV, (1, 8, 1, 1)) if conv else (QUERY, (8, 1))
+    state = state_of(Output({f"base_model.model.{path}.ia3_l": in_memory(np.ones(shape, np.float32))}))
+    configs = {} if feedforward is None else {CONFIG: {"peft_type": "IA3", "feedforward_modules": feedforward}}
+    (entry,) = DIALECT.read(state, Told(configs=configs)).entries.values()
+    return bool(np.asarray(entry.factors["on_input"]))
+
+
+@pytest.mark.parametrize(
+    ("feedforward", "on_input"),
+    [
+        (["conv1"], True),
+        (["ff.net.2"], False),
+        ([], False),
+        (r".*(ff\.net\.2|conv1)", True),
+        (r".*ff\.net\.2", False),
+        ("conv1", False),
+    ],
+)
+def test_the_side_of_ia3_on_a_convolution_is_told_by_a_list_or_by_a_regular_expression(
+    feedforward: Any, on_input: bool
+) -> None:
+    """A list has endings; a text is a regular expression for the whole name (peft/tuners/ia3/model.py)."""
+    assert ia3_of(feedforward) is on_input
+
+
+@pytest.mark.parametrize("feedforward", [None, 3, r"((a+)+)+conv1"])
+def test_the_side_of_ia3_is_never_guessed(feedforward: Any) -> None:
+    with pytest.raises(UnreadableFile, match="its input or its output"):
+        ia3_of(feedforward)
+    assert ia3_of(feedforward, conv=False) is False
+
+
+def test_the_reason_why_a_method_is_given_up_is_told() -> None:
+    entries = [loha(QUERY, FLAT), lora_entry("unet", QUERY.replace("to_q", "to_k"), 8, 8, alpha=1.0)]
+    made = plan(adapter_of(entries), DIALECT.slots, "peft", apart=DIALECT.apart)
+    details = {step.module.rpartition(".")[2]: step.detail for step in made.steps}
+    assert details["to_q"].endswith("LoRA of rank 4: a folder has one method, and these are loha and lora")
+    assert "one method" not in details["to_k"]
