@@ -4,12 +4,14 @@
     python benchmarks/parity.py --method full --steps 20         another method
     python benchmarks/parity.py --python paddle=PATH             the Python of an environment that persona did not make
     python benchmarks/parity.py --travel                         also: each product converted, and drawn by the others
+    python benchmarks/parity.py --control                        also: the first backend against itself on two threads
 
 Each backend has a process of its own. The first one of the list is what the others are compared with: the loss of each
 step, what was trained (ΔW of each component, relative Frobenius norm; whole weights as their difference from the base;
 CLIP's k_proj.bias is left out, whose true gradient is zero, so that it holds rounding only), and a picture drawn with
-DDIM (PSNR). The base is mini, the pictures are persona's example, everything in fp32 on the CPU. Exit code 1 when
-something is beyond its target."""
+DDIM (PSNR). Sums that are added up in another order round otherwise, and training makes such differences grow, the
+faster the higher the learning rate: --control shows how much that is without any other framework. The base is mini,
+the pictures are persona's example, everything in fp32 on the CPU. Exit code 1 when something is beyond its target."""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ NATIVE = {
 }
 LOSS, WEIGHTS, DECIBELS = 1e-4, 1e-3, 40.0  # what is aimed at
 RECIPES: dict[str, dict[str, Any]] = {
-    "lora": {"train_text_encoder": True, "learning_rate": 2e-3},
+    "lora": {"train_text_encoder": True, "learning_rate": 1e-3},
     "full": {"train_text_encoder": True, "learning_rate": 1e-4},
     "dreambooth": {"token": "sks", "class_word": "robot", "class_pictures": 8, "learning_rate": 1e-4},
     "textual-inversion": {"placeholder": ("<toy>",), "initializer": ("robot",), "replaces": ("sks robot",),
@@ -87,10 +89,12 @@ def draw(backend: str, product: Path, prompt: str, target: Path) -> None:
     picture.save(target)
 
 
-def alone(*words: object) -> str:
+def alone(*words: object, threads: int = 1) -> str:
     """This script in a process of its own; what was wrong, "" when nothing was."""
-    done = subprocess.run([sys.executable, __file__, "--alone", *(str(word) for word in words)],
-                          capture_output=True, text=True, cwd=ROOT)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, __file__, "--alone", *(str(word) for word in words)],
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+    )  # fmt: skip
     return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it failed"])[-1]
 
 
@@ -187,22 +191,24 @@ def sheet(made: list[Made], path: Path) -> None:
     whole.save(path)
 
 
+def made_by(backend: str, place: Path, arguments: argparse.Namespace, threads: int = 1) -> Made | None:
+    """What `backend` made in `place`, now or before; None when it cannot."""
+    if (place / "picture.png").is_file():
+        print(f"{backend}: {place} is there already and is read again")
+    else:
+        place.mkdir(parents=True, exist_ok=True)
+        wrong = alone("train", backend, arguments.method, arguments.steps, arguments.seed, place, threads=threads)
+        if wrong:
+            print(f"{backend}: not compared. {wrong}")
+            return None
+    return read(backend, place)
+
+
 def compare(arguments: argparse.Namespace) -> int:
     """Everything: run, read, compare, print, draw the sheet."""
     folder = Path(arguments.output).resolve() / arguments.method
     prompt = PROMPTS.get(arguments.method, PROMPT)
-    made = []
-    for backend in arguments.backends:
-        place = folder / backend
-        if (place / "picture.png").is_file():
-            print(f"{backend}: {place} is there already and is read again")
-        else:
-            place.mkdir(parents=True, exist_ok=True)
-            wrong = alone("train", backend, arguments.method, arguments.steps, arguments.seed, place)
-            if wrong:
-                print(f"{backend}: not compared. {wrong}")
-                continue
-        made.append(read(backend, place))
+    made = [one for backend in arguments.backends if (one := made_by(backend, folder / backend, arguments))]
     if len(made) < 2:
         print("There are fewer than two backends to compare: persona backends")
         return 1
@@ -211,6 +217,10 @@ def compare(arguments: argparse.Namespace) -> int:
         return 1
     rows = [(f"{one.backend} and {other.backend}", *row)
             for one, other in combinations(made, 2) for row in compared(one, other)]  # fmt: skip
+    if arguments.control:
+        again = made_by(made[0].backend, folder / f"{made[0].backend}-two-threads", arguments, threads=2)
+        rows += [(f"{made[0].backend} and itself on two threads", *row)
+                 for row in (compared(made[0], again) if again else ())]  # fmt: skip
     if arguments.travel:
         rows += [("converted", *row) for row in travelled(made, prompt, folder)]
     print(f"\n{arguments.method}, {len(made[0].losses)} steps on mini, fp32, seed {arguments.seed}\n")
@@ -240,6 +250,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--python", action="append", default=[], metavar="BACKEND=PATH")
     parser.add_argument("--travel", action="store_true", help="convert each product and draw it elsewhere")
+    parser.add_argument("--control", action="store_true", help="compare the first backend with itself on two threads")
     parser.add_argument("--output", default="runs/parity", help="folder for runs, table and sheet (runs/parity)")
     arguments = parser.parse_args()
     for told in arguments.python:
