@@ -114,6 +114,9 @@ def _method_in(file: Path) -> str | None:
 @click.option("--backend", metavar="NAME", help="Framework; default: the first that is installed.")
 @click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, npu, mps.  [default: auto]")
 @click.option("--devices", metavar="N", help="One process a device, the same run on all together.  [default: 1]")
+@click.option(
+    "--accelerate-config", metavar="FILE", help="Processes, and FSDP, as `accelerate config` wrote it; or none."
+)
 @click.option("--output", metavar="DIR", help="The run's folder; default: runs/METHOD-NNN.")
 @click.option("--resume", "resume_path", metavar="RUN", help="Go on with a run where its last checkpoint is.")
 @click.option("--allow-change", is_flag=True, help="With --resume: go on although data, base or options changed.")

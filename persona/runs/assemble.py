@@ -14,6 +14,7 @@ from persona.core.host.host import Host
 from persona.core.training.run import RunFolder
 from persona.core.training.settings import TrainSettings
 from persona.hub.registry import packaged, registry
+from persona.runs.accelerate_file import Told, read_accelerate
 from persona.runs.recipe import (
     HEAD,
     Recipe,
@@ -77,21 +78,28 @@ def assemble(host: Host, words: Sequence[str], typed: Mapping[str, Any], *, defa
     check_keys(places, known_keys(options_class))
     places = {key: place for key, place in places.items() if key not in typed}
     from_file = {key for key in found if key not in assigned and key not in typed}
+    if str(values.get("accelerate_config")).lower() == "none":
+        values.pop("accelerate_config", None)
     values = with_whole_paths(values, options_class, from_file, file.parent if file else Path())
     if not values.get("data"):
         values, note = with_example(values, options_class)
         notes.append(note)
     now = {**assigned, **{key: value for key, value in typed.items() if value is not None}}
     values = with_one_length(values, now)
+    values, told = with_accelerate(values, now)
     defaults = base_defaults(str(values.get("base", "mini")), str(method))
     values = defaults | optimizer_defaults(host, values.get("optimizer")) | values
     settings = build_options(TrainSettings, method_defaults(options_class) | values, places)
+    if told is not None:
+        told.refuse_other(settings.precision, settings.gradient_checkpointing)
+        notes += told.notes
     recipe = Recipe(
         method=str(method),
         data=str(values["data"]),
         options=build_options(options_class, values, places),
         settings=settings,
         devices=device_count(values.get("devices", 1)),
+        sharding=told.sharding if told is not None else None,
         **{key: values[key] for key in HEAD if key not in ("method", "data", "devices") and values.get(key)},
     )
     return Wanted(recipe, run, tuple(notes))
@@ -104,6 +112,25 @@ def with_one_length(values: Mapping[str, Any], now: Mapping[str, Any]) -> dict[s
     if now.get("steps") is not None and now.get("epochs") is not None:
         raise UsageError("--steps and --epochs both say how long to train.", hint="Give one of them")
     return {**values, "epochs": None} if "steps" in now else dict(values)
+
+
+def with_accelerate(values: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict[str, Any], Told | None]:
+    """The values with processes and device of accelerate's file, and what else it says; None without such a file.
+
+    Raises UsageError when --devices or --device says something else. What was said of devices before is forgotten when
+    the file is named `now`."""
+    if not values.get("accelerate_config"):
+        return dict(values), None
+    told = read_accelerate(Path(values["accelerate_config"]))
+    forgotten = "accelerate_config" in now and "devices" not in now
+    count = told.devices if forgotten else device_count(values.get("devices", told.devices))
+    if count != told.devices:
+        raise UsageError(
+            f"--devices {count}, and {told.path} has num_processes {told.devices}.",
+            hint="Leave --devices out, or the file: --accelerate-config none",
+        )
+    device = told.device(str(values.get("device") or "auto"))
+    return {**values, "devices": told.devices, "device": device}, told
 
 
 def optimizer_defaults(host: Host, name: Any) -> dict[str, Any]:
@@ -137,7 +164,7 @@ def with_whole_paths(
     made = dict(values)
     fields = (*dataclasses.fields(options_class), *dataclasses.fields(TrainSettings))
     keys = {field.name for field in fields if field.metadata.get("metavar") == "DIR"}
-    for key in {"data", "base", *keys} & made.keys():
+    for key in {"data", "base", "accelerate_config", *keys} & made.keys():
         if not isinstance(made[key], str | Path):
             continue
         path = ((folder if key in from_file else Path()) / Path(made[key]).expanduser()).absolute()

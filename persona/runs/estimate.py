@@ -14,6 +14,7 @@ from persona.core.training.processes import share_of
 from persona.core.training.views import views_of
 from persona.hub.bases import cache_folder
 from persona.runs.abilities import refuse_unable
+from persona.runs.accelerate_file import in_words
 from persona.runs.backends import choose_backend
 from persona.runs.calibration import Calibration, calibrate
 from persona.runs.launching import devices_of
@@ -77,6 +78,9 @@ def tried(ready: Prepared, host: Host) -> dict[str, Any]:
     refuse_unable(backend, plan, ready.base, recipe.device)
     free = backend.free_memory(recipe.device) if hasattr(backend, "free_memory") else 0
     devices = devices_of(backend, recipe, plan)
+    if recipe.sharding is not None:
+        told = in_words(recipe.sharding, len(devices))
+        return {"devices": list(devices), "sharding": told, "seconds": None, "not_tried": "a trial is of one process"}
     refuse_without_memory(resident_bytes(plan, ready.base), free, plan, recipe.device)
     runtime = Runtime(recipe.device, recipe.settings.precision, recipe.settings.gradient_checkpointing)
     paints = bool(ready.prompts) or any(stream.generated for stream in plan.streams)
@@ -134,6 +138,7 @@ def print_estimate(figures: dict[str, Any]) -> None:
         *([("devices", _devices(figures))] if len(figures.get("devices", ())) > 1 else []),
         ("learning rate", ", ".join(f"{rate:g}" for rate in figures["learning_rates"])),
         ("memory", _memory(figures)),
+        *([("", figures["sharding"])] if "sharding" in figures else []),
         ("disk", f"{size(figures['disk_bytes'])}, of which the product {size(figures['product_bytes'])}"),
         ("time", _time(figures)),
         ("samples", "; ".join(figures["sample_prompts"])),
@@ -147,6 +152,8 @@ def print_estimate(figures: dict[str, Any]) -> None:
 def _devices(figures: dict[str, Any]) -> str:
     count = len(figures["devices"])
     each = figures["samples_per_step"] // count
+    if "sharding" in figures:
+        return f"{count} ({', '.join(dict.fromkeys(figures['devices']))}), {each} samples of a step on each"
     return f"{count} ({', '.join(dict.fromkeys(figures['devices']))}), {each} samples of a step and this memory on each"
 
 

@@ -33,6 +33,8 @@ from persona.core.training.events import Emit, Note
 from persona.core.training.plan import TrainingPlan
 from persona.core.training.run import RunFolder, checkpoints
 from persona.environments.remote import BOOT, RemoteBackend, clean_environment
+from persona.runs.abilities import taken
+from persona.runs.accelerate_file import refuse_unshardable
 from persona.runs.link import VARIABLE, Lines, error_from, event_from
 from persona.runs.recipe import Recipe, recipe_text
 
@@ -49,8 +51,8 @@ def refuse_other_launchers() -> None:
         return
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise UsageError(
-            "DeepSpeed and FSDP are not supported: persona keeps a whole copy of the base on every device.",
-            hint="Start persona train by itself, with --devices N, and --gradient-checkpointing or --precision bf16",
+            "persona train was started by accelerate launch: each process would make a run of its own.",
+            hint="Start it once, with the same file: persona train --accelerate-config FILE …",
         )
     for name in OTHERS:
         count = os.environ.get(name, "1")
@@ -64,9 +66,17 @@ def refuse_other_launchers() -> None:
 def devices_of(backend: Any, recipe: Recipe, plan: TrainingPlan) -> tuple[str, ...]:
     """The device of every process; one name for a run on one device.
 
-    Raises UsageError when the samples of a step cannot be shared equally or the backend knows one device only, and
-    BackendMissing when so many devices are not there."""
+    Raises UsageError when the samples of a step cannot be shared equally, the backend knows one device only or cannot
+    follow accelerate's file, and BackendMissing when so many devices are not there."""
     refuse_other_launchers()
+    if recipe.accelerate_config is not None and not backend.capabilities(recipe.device).get("sharding", False):
+        raise UsageError(
+            f"--accelerate-config: the backend {backend.name} on {taken(backend, recipe.device)} cannot follow a file "
+            "of accelerate.",
+            hint=f"--devices {recipe.devices}, or --backend torch on cpu or cuda",
+        )
+    if recipe.sharding is not None:
+        refuse_unshardable(plan)
     if recipe.devices == 1:
         return (recipe.device,)
     processes.shares(plan, recipe.devices)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from persona.core.host.contracts import Sharding
 from persona.core.host.errors import UsageError, closest
 from persona.core.options import flag_of
 from persona.core.training.settings import TrainSettings
 
-HEAD = ("method", "backend", "base", "data", "output", "device", "devices")
+HEAD = ("method", "backend", "base", "data", "output", "device", "devices", "accelerate_config")
 """Keys of a recipe that are not options of the method or of training."""
 
 
@@ -32,6 +33,8 @@ class Recipe:
     device: str = "auto"
     devices: int = 1
     output: str | None = None
+    accelerate_config: str | None = None
+    sharding: Sharding | None = None  # what that file says
 
 
 def read_recipe(path: Path) -> dict[str, tuple[Any, int]]:
@@ -182,7 +185,7 @@ def recipe_text(recipe: Recipe) -> str:
     """The recipe as YAML that `persona train` reads back to the same run."""
     import yaml
 
-    head = {key: getattr(recipe, key) for key in ("method", "backend", "base", "data", "device", "devices")}
+    head = {key: getattr(recipe, key) for key in HEAD if key != "output"}
     body = dataclasses.asdict(recipe.options) | dataclasses.asdict(recipe.settings)
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in (head | body).items()}
     return yaml.safe_dump(plain, allow_unicode=True, sort_keys=False)

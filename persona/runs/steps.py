@@ -19,6 +19,7 @@ from persona.core.training.loop import Ingredients, take_step
 from persona.core.training.plan import TrainingPlan
 from persona.core.training.processes import ALONE, Processes, agreed
 from persona.core.training.run import RunFolder, checkpoints, clear_disk_errors, load_step, save_checkpoint, write_state
+from persona.core.training.settings import TrainSettings
 from persona.runs.patience import told_while_waiting
 from persona.runs.recipe import Recipe
 from persona.runs.sheet import save_picture
@@ -51,7 +52,8 @@ def train(
     sampled_at = sample_steps(settings.sample_every, plan.steps)
     _announce(host, emit, "persona_run_started", run=run.path, settings=dataclasses.asdict(settings))
     try:
-        if (done == 0 or done in sampled_at) and not _is_sampled(run, done, prompts):
+        is_wanted = (done == 0 or done in sampled_at) and not _is_sampled(run, done, prompts)
+        if agreed(processes, is_wanted):
             sample(run, done, session, plan, prompts, recipe, host, emit)
         if done == 0 and validation is not None:
             emit(Note(f"validation loss before training: {validation.loss(session):.4f}"))
@@ -77,7 +79,7 @@ def train(
                     sample(run, step, session, plan, prompts, recipe, host, emit)
                 except TrainingError as error:
                     raise _with_last_checkpoint(error, run, step, plan) from error
-            if stopped or step == plan.steps or (settings.save_every and step % settings.save_every == 0):
+            if stopped or is_saved(settings, step, plan.steps):
                 try:
                     path = save_checkpoint(run, step, state_writer(session), keep_last=settings.keep_last)
                 except NotFinite as error:
@@ -113,8 +115,21 @@ def sample(
     """One picture per prompt, always from the same noise, so that what changes between steps is the model alone."""
     if not prompts:
         return
-    settings = recipe.settings
-    request = SampleRequest(
+    emit(Stage("sampling", 0, len(prompts)))
+    folder = run.samples / f"step-{step:06d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    paths = []
+    for number, pixels in enumerate(session.sample(sample_request(plan, prompts, recipe.settings))):
+        path = folder / f"{number:02d}.png"
+        save_picture(Image.fromarray(pixels), path, {"prompt": prompts[number], "step": str(step)})
+        paths.append(path)
+    emit(Sampled(step, tuple(str(path) for path in paths)))
+    _announce(host, emit, "persona_sampled", run=run.path, step=step, pictures=paths)
+
+
+def sample_request(plan: TrainingPlan, prompts: tuple[str, ...], settings: TrainSettings) -> SampleRequest:
+    """What is sampled, the same at every step."""
+    return SampleRequest(
         prompts=prompts,
         seeds=tuple(plan.seed * 1000 + number for number in range(len(prompts))),
         width=plan.width,
@@ -122,16 +137,6 @@ def sample(
         steps=settings.sample_steps,
         guidance_scale=settings.guidance_scale,
     )
-    emit(Stage("sampling", 0, len(prompts)))
-    folder = run.samples / f"step-{step:06d}"
-    shutil.rmtree(folder, ignore_errors=True)
-    paths = []
-    for number, pixels in enumerate(session.sample(request)):
-        path = folder / f"{number:02d}.png"
-        save_picture(Image.fromarray(pixels), path, {"prompt": prompts[number], "step": str(step)})
-        paths.append(path)
-    emit(Sampled(step, tuple(str(path) for path in paths)))
-    _announce(host, emit, "persona_sampled", run=run.path, step=step, pictures=paths)
 
 
 def _is_sampled(run: RunFolder, step: int, prompts: tuple[str, ...]) -> bool:
@@ -142,6 +147,11 @@ def _is_sampled(run: RunFolder, step: int, prompts: tuple[str, ...]) -> bool:
 def sample_steps(every: int, steps: int) -> set[int]:
     """The steps after which samples are made: every N, or half-way; always the last."""
     return {*range(every, steps, every), steps} if every else {steps // 2, steps} - {0}
+
+
+def is_saved(settings: TrainSettings, step: int, steps: int) -> bool:
+    """Whether there is a checkpoint after a step: every N, and after the last."""
+    return step == steps or bool(settings.save_every and step % settings.save_every == 0)
 
 
 def _set_aside(error: TrainingError, run: RunFolder, step: int) -> None:

@@ -35,6 +35,7 @@ from persona.core.training.run import (
 from persona.environments.smoke import told_untested
 from persona.runs.abilities import refuse_unable
 from persona.runs.about import title_of
+from persona.runs.accelerate_file import in_words
 from persona.runs.backends import choose_backend
 from persona.runs.card import model_card
 from persona.runs.differences import check_pictures, differences_of, other_backend
@@ -70,7 +71,7 @@ def start(recipe: Recipe, host: Host, *, emit: Emit, stop: Stop) -> RunFolder:
     emit(Note(f"run: {run.path}"))
     try:
         if len(devices) > 1:
-            emit(Note(share_in_words(ready.plan, devices)))
+            _tell_shares(ready, devices, emit)
             launch(run, recipe, backend, host, fresh=True, emit=emit, stop=stop)
         else:
             with sole_writer(run):
@@ -90,7 +91,7 @@ def resume(run: RunFolder, recipe: Recipe, host: Host, *, allow_change: bool, em
     backend = choose_backend(host, recipe.backend or run.facts().get("backend"))
     devices = devices_of(backend, recipe, ready.plan)
     if len(devices) > 1:
-        emit(Note(share_in_words(ready.plan, devices)))
+        _tell_shares(ready, devices, emit)
         launch(run, recipe, backend, host, fresh=False, allow_change=allow_change, emit=emit, stop=stop)
     else:
         with sole_writer(run):
@@ -187,7 +188,14 @@ def execute(
     begun = time.monotonic()
     recipe, base = ready.recipe, ready.base
     settings = recipe.settings
-    runtime = Runtime(recipe.device, settings.precision, settings.gradient_checkpointing, run.worker_log, processes)
+    runtime = Runtime(
+        recipe.device,
+        settings.precision,
+        settings.gradient_checkpointing,
+        run.worker_log,
+        processes,
+        sharding=recipe.sharding,
+    )
     prepare_emit = _unless_stopped(emit, stop, run)
     prepare_emit(Stage("loading the base"))
     session: Session = backend.open(base, ready.plan, runtime)
@@ -201,8 +209,8 @@ def execute(
             check_pictures(known, plan)
         write_plan(run, plan)
         given = ingredients(run.path / "cache" / "latents.safetensors", plan, base, session, prepare_emit)
-        processes.barrier()  # the latents are written, for the others too
         validation = validation_of(run, ready, session, prepare_emit)
+        processes.barrier()  # the latents are written, for the others too
         # other versions than tested, prompts cut, an autoencoder upcast, …: before the steps begin
         for text in (*told_untested(backend.name, session), *session.notes):
             emit(Note(text))
@@ -243,6 +251,13 @@ def execute(
         emit(Note(complaint))
     for path in write_also(product, recipe.settings.also, host, base):
         emit(Note(f"also:    {path}"))
+
+
+def _tell_shares(ready: Prepared, devices: tuple[str, ...], emit: Emit) -> None:
+    """What the processes share, before they are started."""
+    emit(Note(share_in_words(ready.plan, devices)))
+    if ready.recipe.sharding is not None:
+        emit(Note(in_words(ready.recipe.sharding, len(devices))))
 
 
 def _unless_stopped(emit: Emit, stop: Stop, run: RunFolder) -> Emit:

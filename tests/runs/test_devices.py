@@ -199,7 +199,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(
 
 @pytest.mark.parametrize(
     ("name", "value", "says"),
-    [("WORLD_SIZE", "2", "started by a launcher, 2 times"), ("ACCELERATE_USE_FSDP", "true", "FSDP are not supported")],
+    [("WORLD_SIZE", "2", "started by a launcher, 2 times"), ("ACCELERATE_USE_FSDP", "true", "started by accelerate launch")],
 )
 def test_another_launcher_in_front_is_refused(
     name: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch, pictures: Path, tiny_sd1: Path

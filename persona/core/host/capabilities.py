@@ -28,6 +28,7 @@ CAPABILITIES: dict[str, str] = {
     "fused_adamw": "AdamW in one kernel",
     "flash_attention": "attention without its whole matrix",
     "devices": "several devices at once",
+    "sharding": "a model in parts, told by accelerate's configuration file",
 }
 """Every name with what it means; samplers are named "sampler:ddim" and so on besides."""
 

@@ -36,6 +36,16 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True)
+class Sharding:
+    """That a run's processes have the denoiser, and the text encoders that are trained, in parts. Weights that were
+    gathered for a forward are given back after it (`reshard_after_forward`) or kept for the backward; `offload` keeps
+    the parts, gradients and the optimizer's state in main memory."""
+
+    reshard_after_forward: bool = True
+    offload: bool = False
+
+
+@dataclass(frozen=True)
 class Runtime:
     """Where and how a session executes: device ("auto", "cpu", "cuda", "cuda:1", "npu", "mps"), precision; `log` is
     where the words of a worker in another environment are kept."""
@@ -45,6 +55,7 @@ class Runtime:
     gradient_checkpointing: bool = False
     log: Path | None = None
     processes: Processes | None = None  # of a run on several devices: what `Backend.join` gave
+    sharding: Sharding | None = None  # None: every process has the whole model
 
 
 @dataclass(frozen=True)
@@ -128,8 +139,11 @@ class Session(Protocol):
         """Inverse of `state`. Raises ResumeError when names or shapes differ."""
         ...
 
-    # A session may also have these two:
+    # A session may also have these:
     #
+    # is_sharded: bool. True when its model is spread over the processes of `Runtime.sharding`: accumulate, evaluate,
+    #     sample, state and product are then calls that all of them have to make, in the same order. `state` and
+    #     `product` are whole in the first; what the others get is of no use.
     # first_step() -> what the first step does besides, in a word or two, where it takes long: told while it lasts.
     # write_state(path) -> None: write `state` to a file itself (persona.core.training.run.write_state), where sending
     #     it would take twice the memory.

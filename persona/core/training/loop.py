@@ -18,7 +18,7 @@ from persona.core.training.learning_rate import multiplier
 from persona.core.training.noise import normals
 from persona.core.training.order import bucket_batch, caption_choices, caption_dropped, order, shuffle_tags
 from persona.core.training.plan import Stream, TrainingPlan
-from persona.core.training.processes import ALONE, Part, Processes, part_of
+from persona.core.training.processes import ALONE, Part, Processes, computes_together, part_of
 from persona.core.training.schedule import NoiseSchedule
 from persona.core.training.views import View, draw_latents, repeats_of, sizes_of, views_of
 
@@ -185,7 +185,7 @@ def take_step(
         losses = np.asarray(session.accumulate(batch), np.float64)
         numbers = [streams[name] for name in names]
         np.add.at(figures, numbers, np.stack([losses * batch.w, losses, np.ones(len(losses))], axis=1))
-        if not np.isfinite(losses).all():
+        if not np.isfinite(losses).all() and not computes_together(session):
             break  # the others have to know it before anybody stops
     figures = processes.sum(figures)
     total = float(figures[:, 0].sum())

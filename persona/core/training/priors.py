@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from persona.core.training.base import Base
 from persona.core.training.captions import alternatives
 from persona.core.training.plan import Generated, Picture, Stream, TrainingPlan
-from persona.core.training.processes import ALONE, Processes
+from persona.core.training.processes import ALONE, Processes, computes_together
 from persona.core.training.run import write_atomically
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ def fill_stream(
 ) -> Stream:
     """The stream with its pictures: `own` ones first, then as many made by the base as `count` still asks for.
 
-    Several processes deal the blocks that are missing among them; a block is the same bits whoever makes it."""
+    Several processes deal the blocks that are missing among them; a block is the same bits whoever makes it. When none
+    can compute alone, one without a block in the last turn makes another's, and it is not kept."""
     from PIL import Image
 
     generated = stream.generated
@@ -115,13 +116,16 @@ def fill_stream(
     blocks = [range(start, min(wanted, start + PICTURES_AT_ONCE)) for start in range(0, wanted, PICTURES_AT_ONCE)]
     missing = [block for block in blocks if not all(files[number].is_file() for number in block)]
     processes.barrier()  # everybody has looked before anybody makes one
-    for turn, numbers in enumerate(missing[processes.rank :: processes.count]):
+    mine = missing[processes.rank :: processes.count]
+    for turn, numbers in enumerate(mine):
         report(wanted - sum(map(len, missing[turn * processes.count :])), wanted)
         # The whole block again, though a kill may have left some of it: the same batch gives the same bits.
         for number, pixels in zip(numbers, session.sample(request_for(generated, plan, numbers)), strict=True):
             buffer = io.BytesIO()
             Image.fromarray(pixels).save(buffer, format="PNG")
             write_atomically(files[number], buffer.getvalue(), elsewhere="export PERSONA_CACHE=FOLDER")
+    if computes_together(session) and len(mine) * processes.count < len(missing):
+        session.sample(request_for(generated, plan, missing[-1]))
     processes.barrier()
     report(wanted, wanted)
     pictures = (_picture(file, class_prompt(generated, number)) for number, file in enumerate(files))

@@ -130,6 +130,11 @@ def share_in_words(plan: TrainingPlan, devices: tuple[str, ...]) -> str:
     )
 
 
+def computes_together(session: Any) -> bool:
+    """Whether a session's model is spread over the processes, so that none of them can compute anything alone."""
+    return bool(getattr(session, "is_sharded", False))
+
+
 def agreed(processes: Processes, wish: bool) -> bool:
     """Whether any process wishes it; the same answer for all."""
     return bool(processes.sum(np.array([float(wish)]))[0])

@@ -100,6 +100,7 @@ def capabilities(device: Device) -> dict[str, bool]:
         "bf16": device.kind == "npu",
         "fp16": True,
         "devices": True,
+        "sharding": False,
         "gradient_checkpointing": True,
         "dora": True,
         **{f"sampler:{name}": True for name in SAMPLERS},

@@ -97,6 +97,7 @@ def capabilities(device: Device) -> dict[str, bool]:
         "fused_adamw": False,
         "flash_attention": False,
         "devices": True,
+        "sharding": False,
         **{f"sampler:{name}": True for name in SAMPLERS},
     }
 

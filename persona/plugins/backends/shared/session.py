@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,7 @@ class BackendSession(ABC):
             rank = self._processes.rank if self._processes is not None else 0
             self._seed_dropout(dropout_seed(self._plan().seed, self._optimizer.updates, rank))
             self._has_begun = True
-        with memory_errors():
+        with self._computing():
             losses = self._add_gradients(batch)
         if not np.isfinite(losses).all():
             self._optimizer.clear()  # so that nothing can be made of them; the loop stops, and knows the step
@@ -94,14 +94,14 @@ class BackendSession(ABC):
     def evaluate(self, batch: Batch) -> Array:
         """The unweighted loss per sample, [n] float32, without a gradient and without dropout; of the averages, with an
         EMA."""
-        with memory_errors(), self._no_gradient(), self._averaged():
+        with self._computing(), self._no_gradient(), self._averaged():
             self._set_training(False)
             return self._array(self._losses(batch))
 
     def update(self, learning_rates: Sequence[float], max_norm: float) -> tuple[float, bool]:
         """One optimizer step; the gradient norm before clipping, and whether it was skipped for an fp16 overflow."""
         self._has_begun = False
-        with memory_errors():
+        with self._computing():
             if self._processes is not None:
                 self._sum_gradients()
             norm, skipped = self._optimizer.update(learning_rates, max_norm)
@@ -116,7 +116,7 @@ class BackendSession(ABC):
 
     def sample(self, request: SampleRequest) -> Array:
         """[n, height, width, 3] uint8. With an EMA, the averages paint."""
-        with memory_errors(), self._no_gradient(), self._averaged():
+        with self._computing(), self._no_gradient(), self._averaged():
             self._set_training(False)
             parts = [
                 self._autoencoder.decode(latents, self.base.latent_factor)
@@ -245,6 +245,13 @@ class BackendSession(ABC):
     def _array(self, tensor: Any) -> Array:
         """A copy of a tensor, float32."""
 
+    def _spread(self) -> None:  # noqa: B027 - most frameworks have nothing to do
+        """Spread what was opened and attached over the processes, where the framework can; groups get new values."""
+
+    def _computing(self) -> AbstractContextManager[None]:
+        """Context of what may run out of memory or, with several processes, of one of those."""
+        return memory_errors()
+
     def _no_gradient(self) -> Any:
         """Context in which nothing is kept for gradients."""
         return nullcontext()
@@ -273,6 +280,7 @@ class BackendSession(ABC):
         if plan is None:
             return
         self._groups = attach(plan, self._model, self._words)
+        self._spread()
         self._values = {name: value for group in self._groups for name, value in group.values.items()}
         for component in self._components.values():
             self._switch(component, False)  # the new layers too, which come to life in training mode

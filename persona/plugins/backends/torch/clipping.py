@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from persona.plugins.backends.torch.sharding import in_parts
+
 
 class Clipping:
     """By torch's foreach kernels, for any optimizer."""
@@ -20,7 +22,8 @@ class Clipping:
         """Make gradients that are `scale` times too large right and clip them to `max_norm` (0: not at all) as
         torch.nn.utils.clip_grad_norm_ does, by max_norm / (norm + 1e-6); their norm before that. When it is not finite
         they stay as they are."""
-        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))) / scale
+        total: Any = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        norm = float(total.full_tensor() if in_parts(total) else total) / scale
         if math.isfinite(norm):
             factor = min(1.0, max_norm / (norm + 1e-6)) if max_norm > 0 else 1.0
             if factor / scale != 1.0:

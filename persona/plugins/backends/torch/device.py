@@ -134,6 +134,7 @@ def capabilities(device: Device) -> dict[str, bool]:
         "bf16": brain,
         "fp16": True,
         "devices": device.kind != "mps",
+        "sharding": device.kind in ("cpu", "cuda"),
         "gradient_checkpointing": True,
         "dora": True,
         "fused_adamw": device.fused_adamw or (device.kind == "npu" and npu.fused_adamw()[0] is not None),

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from persona.plugins.backends.shared.opened import Array
+from persona.plugins.backends.shared.opened import Array, OpenedModel
 
 
 class Averages:
     """One average for each trained value; they start as the values themselves."""
 
-    def __init__(self, values: Mapping[str, nn.Parameter]) -> None:
-        self._values = dict(values)
+    def __init__(self, values: Mapping[str, nn.Parameter], model: OpenedModel) -> None:
+        self._values, self._model = dict(values), model
         self._averages: dict[str, Tensor] = {name: value.detach().clone() for name, value in values.items()}
 
     @torch.no_grad()
@@ -26,12 +25,11 @@ class Averages:
 
     def read(self, name: str) -> Array:
         """A copy of an average."""
-        values: Array = np.array(self._averages[name].float().cpu().numpy())
-        return values
+        return self._model.read(self._averages[name])
 
     def write(self, name: str, values: Array) -> None:
         """Take over an average."""
-        self._averages[name].copy_(torch.from_numpy(np.array(values, np.float32)))
+        self._model.write(self._averages[name], values)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -44,5 +42,7 @@ class Averages:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for name, value in self._values.items():
-            value.data, self._averages[name] = self._averages[name], value.data
+        for name, value in self._values.items():  # their contents: FSDP looks at the memory a value had at first
+            kept = value.detach().clone()
+            value.copy_(self._averages[name])
+            self._averages[name].copy_(kept)

@@ -16,6 +16,7 @@ from persona.plugins.backends.shared.names import TOKEN_EMBEDDING
 from persona.plugins.backends.shared.opened import Array, Delta, Factors, Kind
 from persona.plugins.backends.torch.lowrank import Decomposed, LowRankConv, LowRankLinear
 from persona.plugins.backends.torch.names import inside, outside
+from persona.plugins.backends.torch.sharding import like, whole
 from persona.plugins.backends.torch.words import GrownEmbedding
 
 
@@ -24,6 +25,8 @@ class OpenedModel(opened.OpenedModel):
 
     low_rank = (LowRankLinear, LowRankConv)
     decomposed = Decomposed
+    keeps = True
+    """Whether this process wants what is read of values in parts, and does not only help the others to read them."""
 
     def module(self, component: str, path: str) -> nn.Module | None:
         """The module at a published path, or None."""
@@ -76,13 +79,12 @@ class OpenedModel(opened.OpenedModel):
 
     def read(self, value: Tensor) -> Array:
         """A copy of a value."""
-        values: Array = np.array(value.detach().float().cpu().numpy())
-        return values
+        return whole(value, is_kept=self.keeps)
 
     @torch.no_grad()
     def write(self, value: Tensor, array: Array) -> None:
         """Take over an array of its shape, rounded once to the dtype it has."""
-        value.copy_(torch.from_numpy(np.array(array, np.float32)))
+        value.copy_(like(value, array))
 
     def word_rows(self, component: str) -> Array:
         """The token embedding of a text encoder, [vocabulary, dim], without new rows."""

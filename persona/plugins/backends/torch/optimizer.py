@@ -21,17 +21,19 @@ from persona.plugins.backends.torch import npu
 from persona.plugins.backends.torch.clipping import Clipping, NpuFusedClipping
 from persona.plugins.backends.torch.device import Device
 from persona.plugins.backends.torch.optimizer_state import (
+    Read,
     adamw_state,
     any_state,
     group_numbers,
     load_adamw_state,
     load_any_state,
 )
+from persona.plugins.backends.torch.sharding import whole
 
 
 class Optimizer:
     """torch's AdamW, or the class a plan names, with one parameter group per entry of the plan; two for an entry whose
-    values have two learning rates (LoRA+)."""
+    values have two learning rates (LoRA+). `read` is how moments leave it."""
 
     def __init__(
         self,
@@ -39,13 +41,14 @@ class Optimizer:
         options: plans.Optimizer,
         device: Device,
         precision: str,
+        read: Read = whole,
     ) -> None:
         flat = [(entry, *same) for entry, group in enumerate(groups) for same in _by_rate(group).items()]
         self.names = {name: parameter for *_, values in flat for name, parameter in values.items()}
         self._rates = [(entry, factor) for entry, factor, _ in flat]
         self.loss_scale = LossScale(precision == "fp16")
         self.updates = 0
-        self._device = device
+        self._device, self._read = device, read
         self._is_adamw = options.name == "adamw"
         parameters = [{"params": list(values.values())} for *_, values in flat]
         self.note = ""  # what took the place of torch's own, for the user
@@ -89,7 +92,7 @@ class Optimizer:
         """What the optimizer remembers (see `optimizer_state`), step, loss_scale."""
         scale = np.array([self.loss_scale.value, self.loss_scale.good_updates], np.float64)
         kept = (
-            adamw_state(self._inner, self.names)
+            adamw_state(self._inner, self.names, self._read)
             if self._is_adamw
             else any_state(self._inner, self.names, self._constants)
         )
@@ -101,8 +104,8 @@ class Optimizer:
         self.loss_scale.value, self.loss_scale.good_updates = float(scale), int(good)
         self.updates = int(state["step"])
         if self._is_adamw:
-            on_device = self._device.name if self._device.fused_adamw else "cpu"
-            load_adamw_state(self._inner, self.names, state, float(self.updates), on_device)
+            on_device = self._device.fused_adamw
+            load_adamw_state(self._inner, self.names, state, float(self.updates), on_device=on_device)
         else:
             load_any_state(self._inner, self.names, state)
         self._clipping.loaded()

@@ -7,40 +7,43 @@ AdamW's moments have names that every backend knows (adam_m, adam_v). Of another
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from persona.plugins.backends.torch.sharding import like
+
 Parameters = Mapping[str, nn.Parameter]
 States = Mapping[str, np.ndarray]
+Read = Callable[[Tensor], np.ndarray]
 BF16 = "bf16:"  # in front of a key: numpy has no bfloat16, and its bits travel as uint16
 
 
-def adamw_state(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict[str, np.ndarray]:
+def adamw_state(optimizer: torch.optim.Optimizer, parameters: Parameters, read: Read) -> dict[str, np.ndarray]:
     """adam_m/<name> and adam_v/<name> of every value that was ever updated."""
     state = {}
     for name, parameter in parameters.items():
         known = optimizer.state.get(parameter)
         if known:
-            state[f"adam_m/{name}"] = known["exp_avg"].cpu().numpy().copy()
-            state[f"adam_v/{name}"] = known["exp_avg_sq"].cpu().numpy().copy()
+            state[f"adam_m/{name}"] = read(known["exp_avg"])
+            state[f"adam_v/{name}"] = read(known["exp_avg_sq"])
     return state
 
 
 def load_adamw_state(
-    optimizer: torch.optim.Optimizer, parameters: Parameters, state: States, step: float, step_device: Any
+    optimizer: torch.optim.Optimizer, parameters: Parameters, state: States, step: float, *, on_device: bool
 ) -> None:
-    """Inverse of `adamw_state`; `step` counts the updates made."""
+    """Inverse of `adamw_state`; `step` counts the updates made, and is kept beside its value `on_device`."""
     optimizer.state.clear()
     for name, parameter in parameters.items():
         if f"adam_m/{name}" in state:
             optimizer.state[parameter] = {
-                "step": torch.tensor(step, dtype=torch.float32, device=step_device),
-                "exp_avg": _like(state[f"adam_m/{name}"], parameter),
-                "exp_avg_sq": _like(state[f"adam_v/{name}"], parameter),
+                "step": torch.tensor(step, dtype=torch.float32, device=parameter.device if on_device else "cpu"),
+                "exp_avg": like(parameter, state[f"adam_m/{name}"]),
+                "exp_avg_sq": like(parameter, state[f"adam_v/{name}"]),
             }
 
 
@@ -90,7 +93,3 @@ def group_numbers(optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
         {key: value for key, value in group.items() if key != "lr" and isinstance(value, bool | int | float)}
         for group in optimizer.param_groups
     ]
-
-
-def _like(values: np.ndarray, parameter: nn.Parameter) -> Tensor:
-    return torch.tensor(np.asarray(values), dtype=parameter.dtype, device=parameter.device)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from persona.plugins.backends.shared.meeting import peers_lost
 
 _LIBRARIES = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "npu": "cpu:gloo,npu:hccl"}
+_GONE = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|process group", re.IGNORECASE)
 PATIENCE = datetime.timedelta(days=1)
 """How long a process waits for the others: while the first samples pictures they all do. One that dies is noticed at
 once, by its launcher and by its closed connections."""
@@ -70,6 +73,18 @@ class TorchProcesses:
             parts = torch.split(flat, [gradient.numel() for gradient in group])
             for gradient, part in zip(group, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
+
+
+@contextmanager
+def peers_noticed() -> Iterator[None]:
+    """Turn what a library says of a process that is gone, in the middle of a computation, into PeerLost."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _GONE.search(str(error)):
+            raise
+        with peers_lost(RuntimeError):
+            raise
 
 
 def _groups(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:

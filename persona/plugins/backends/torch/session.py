@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from persona.core.adapters.entry import Adapter, Checkpoint
+from persona.core.adapters.tensor import in_memory
 from persona.core.host.contracts import Runtime, SampleRequest
 from persona.core.training.base import Base
 from persona.core.training.batch import Batch
@@ -25,7 +28,8 @@ from persona.plugins.backends.torch.opened import OpenedModel
 from persona.plugins.backends.torch.optimizer import Optimizer
 from persona.plugins.backends.torch.parking import Parking
 from persona.plugins.backends.torch.pictures import Autoencoder
-from persona.plugins.backends.torch.processes import TorchProcesses
+from persona.plugins.backends.torch.processes import TorchProcesses, peers_noticed
+from persona.plugins.backends.torch.sharding import give_back, spread
 from persona.plugins.backends.torch.text import TextEncoders
 from persona.plugins.backends.torch.words import TransformersTokenizer
 
@@ -34,12 +38,33 @@ class TorchSession(BackendSession):
     """`persona.core.host.contracts.Session` on torch."""
 
     framework = "torch"
+    _model: OpenedModel
 
     def __init__(self, base: Base, plan: TrainingPlan | None, runtime: Runtime) -> None:
         processes = runtime.processes if isinstance(runtime.processes, TorchProcesses) else None
         device = device_of(runtime.device, processes)
         device.prepare()
+        self._sharding = runtime.sharding if processes is not None and plan is not None else None
         super().__init__(base, plan, runtime, device, processes, capabilities(device))
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the model is spread over the processes of the run, which have to make the same calls then."""
+        return self._sharding is not None
+
+    def product(self) -> Adapter | Checkpoint:
+        """As `BackendSession.product`; of a model in parts read at once, and for the first process."""
+        with self._leaving():
+            made = super().product()
+            if self.is_sharded and isinstance(made, Checkpoint):
+                for tensors in made.components.values():
+                    tensors |= {name: in_memory(tensors[name].read()) for name in sorted(tensors)}
+            return made
+
+    def state(self) -> dict[str, Array]:
+        """As `BackendSession.state`; of a model in parts for the first process."""
+        with self._leaving():
+            return super().state()
 
     # -- what waits in main memory comes to the device first ---------------------------------------------------------
 
@@ -59,7 +84,15 @@ class TorchSession(BackendSession):
         """As `BackendSession.sample`."""
         with memory_errors():
             self._parking.fetch(["vae", *self.base.text_encoders])
-        return super().sample(request)
+        made = super().sample(request)
+        give_back(self._spread_models().values())
+        return made
+
+    def evaluate(self, batch: Batch) -> Array:
+        """As `BackendSession.evaluate`."""
+        losses = super().evaluate(batch)
+        give_back(self._spread_models().values())
+        return losses
 
     def _conditioning(self, batch: Batch) -> dict[str, Tensor]:
         used = () if batch.embeddings else self.base.text_encoders
@@ -74,7 +107,8 @@ class TorchSession(BackendSession):
         fp32: bf16 has too few digits for latents that are cached once and used all along."""
         is_trained = any(t.kind == "weights" and t.component == name for t in (self.plan.trains if self.plan else ()))
         precision = "fp32" if is_trained or (name == "vae" and self._vae_in_full()) else self.precision
-        home = self.device.name if self._is_resident(name) else torch.device("cpu")
+        is_at_home = self._is_resident(name) and not self.is_sharded  # else it gets there in parts
+        home = self.device.name if is_at_home else torch.device("cpu")
         return load_component(self.base, name, PRECISIONS[precision], home)
 
     def _vae_in_full(self) -> bool:
@@ -106,13 +140,31 @@ class TorchSession(BackendSession):
         super()._attach(plan)
         self._note(substitute_attention(self._components[self.base.denoiser], self.device, self.precision))
 
+    def _spread(self) -> None:
+        if self._sharding is None:
+            return
+        models = self._spread_models()
+        places = {id(value): (c, name) for c in models for name, value in self._model.values(c).items()}
+        for model in models.values():
+            spread(model, self.device.kind, self._processes.count, self._sharding)
+        values = {component: self._model.values(component) for component in models}
+        for group in self._groups:
+            found = ((name, places[id(value)]) for name, value in group.values.items())
+            group.values = {name: values[component][place] for name, (component, place) in found}
+
+    def _spread_models(self) -> dict[str, nn.Module]:
+        """The components that are in parts."""
+        return {
+            name: self._components[name] for name in self._components if self.is_sharded and self._is_resident(name)
+        }
+
     def _opened_optimizer(self, plan: TrainingPlan) -> Optimizer:
-        optimizer = Optimizer(self._groups, plan.optimizer, self.device, self.precision)
+        optimizer = Optimizer(self._groups, plan.optimizer, self.device, self.precision, self._model.read)
         self._note(optimizer.note)
         return optimizer
 
     def _opened_averages(self) -> Averages:
-        return Averages(self._values)
+        return Averages(self._values, self._model)
 
     def _checkpoint_gradients(self, name: str) -> None:
         model: Any = self._components[name]
@@ -121,6 +173,21 @@ class TorchSession(BackendSession):
         else:
             enable = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.20 on
             (enable or model.gradient_checkpointing_enable)()
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with super()._computing(), peers_noticed():
+            yield
+
+    @contextmanager
+    def _leaving(self) -> Iterator[None]:
+        """Context of what leaves the session: of a model in parts, through the first process."""
+        self._model.keeps = not self.is_sharded or self._processes.rank == 0
+        try:
+            with self._computing():
+                yield
+        finally:
+            self._model.keeps = True
 
     # -- computing -------------------------------------------------------------------------------------------------
 
@@ -136,7 +203,8 @@ class TorchSession(BackendSession):
         return self._array(losses)
 
     def _sum_gradients(self) -> None:
-        self._processes.sum_gradients(list(self._values.values()))
+        if not self.is_sharded:  # else FSDP has done it
+            self._processes.sum_gradients(list(self._values.values()))
 
     def _denoise(self, noisy: Tensor, timesteps: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         added = {"text_embeds": given["pooled"], "time_ids": given["time_ids"]} if "pooled" in given else None
