@@ -163,6 +163,7 @@ def loses(slots: Slots) -> str:
         parts.append("DoRA along the input: needs the base model")
     parts += ["modules outside attention: refused"] if slots.attention_only else []
     parts += [f"components other than {', '.join(sorted(slots.components))}: refused"] if slots.components else []
+    parts += [f"models other than {', '.join(sorted(slots.families))}: refused"] if slots.families else []
     parts += ["words: in a file beside it"] if slots.embeddings == "beside" else []
     return "; ".join(parts)
 

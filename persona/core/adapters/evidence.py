@@ -157,3 +157,14 @@ def kernel_of(entry: Entry, families: Iterable[Family]) -> tuple[int, ...] | Non
             if kernel is not None:
                 return kernel
     return None
+
+
+def module_kernel(entry: Entry, families: Iterable[Family]) -> tuple[int, ...] | None:
+    """The kernel of the module itself, whatever its factors show: what all families have that know a module of that
+    form, () for a linear layer, None where they differ or know none."""
+    found = {
+        forms(config).get(form(entry.path))
+        for family in families
+        for config in family.components.get(entry.component, ())
+    } - {None}
+    return found.pop() if len(found) == 1 else None

@@ -17,6 +17,7 @@ from persona.formats.dialects.entries import StoredScale
 from persona.formats.dialects.lora_config import alpha_from, config_of, fields_of
 from persona.formats.dialects.metadata import carried
 from persona.formats.dialects.places import COMPONENTS, prefixed, unprefixed
+from persona.formats.dialects.spelling import in_modules_shape
 from persona.formats.dialects.table import Place, TableDialect, anywhere
 
 HEADER = "lora_adapter_metadata"
@@ -101,5 +102,6 @@ DIALECT = TableDialect(
     suffixes=SUFFIXES,
     scales=scales,
     header=header,
+    shaped=in_modules_shape,
     priority=50,
 )

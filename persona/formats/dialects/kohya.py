@@ -183,6 +183,6 @@ DIALECT = TableDialect(
     header=header,
     original=True,
     joined=joined_paths,
-    shaped=as_lycoris,
+    shaped=lambda adapter: as_lycoris,
     priority=40,
 )

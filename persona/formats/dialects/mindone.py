@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from persona.core.adapters.entry import Adapter, Entry
 from persona.core.adapters.slots import Slots
@@ -17,6 +18,7 @@ from persona.formats.dialects.diffusers_peft import scales
 from persona.formats.dialects.metadata import carried
 from persona.formats.dialects.original_places import OriginalNames, original_places
 from persona.formats.dialects.places import diffusers_path
+from persona.formats.dialects.spelling import in_modules_shape
 from persona.formats.dialects.table import Place, TableDialect, anywhere
 
 _WRAPPED = re.compile(r"\.linear$")
@@ -80,26 +82,27 @@ _ATTENTION_DENSE = Slots(
 SDV2 = TableDialect(
     name="mindone-sdv2",
     summary="MindONE stable_diffusion_v2 (MindSpore): original names, scale 1",
-    slots=_ATTENTION_DENSE,
+    slots=replace(_ATTENTION_DENSE, families=mindpet.FAMILIES),
     places=sdv2_places,
     names=mindpet.names,
     spellings=frozenset({"kohya"}),
     suffixes={"down": ".lora_down.weight", "up": ".lora_up.weight"},
     applies=is_mindspore,
     priority=70,
-    families=frozenset({"sd1", "sd2", "wukong"}),
+    families=mindpet.FAMILIES,
 )
 
 SDXL = TableDialect(
     name="mindone-sdxl",
     summary="MindONE stable_diffusion_xl (MindSpore): original names, PEFT letters, scale 1",
-    slots=_ATTENTION_DENSE,
+    slots=replace(_ATTENTION_DENSE, families=frozenset({"sdxl"})),
     places=sdv2_places,
     names=mindpet.names,
     spellings=frozenset({"peft"}),
     suffixes={"down": ".lora_A.weight", "up": ".lora_B.weight"},
     applies=is_mindspore,
     priority=70,
+    families=frozenset({"sdxl"}),
 )
 
 KOHYA_PORT = TableDialect(
@@ -129,5 +132,6 @@ DIFFUSERS = TableDialect(
     applies=is_mindspore,
     scales=scales,
     header=port_header,
+    shaped=in_modules_shape,
     priority=65,
 )

@@ -13,6 +13,9 @@ from persona.core.adapters.slots import Slots
 from persona.formats.dialects.original_places import OriginalNames, original_denoiser_names, original_places
 from persona.formats.dialects.table import Place, TableDialect
 
+FAMILIES = frozenset({"sd1", "sd2", "wukong"})
+"""The families of Wukong and of MindONE's stable_diffusion_v2, which has the same UNet."""
+
 
 def places(modules: Collection[str]) -> Callable[[str], Place | None]:
     """LDM's names behind `model.diffusion_model.`, or without it."""
@@ -34,6 +37,7 @@ DIALECT = TableDialect(
         linear_only=True,
         attention_only=True,
         components=frozenset({"unet"}),
+        families=FAMILIES,
         containers=("mindspore", "safetensors"),
     ),
     places=places,
@@ -41,5 +45,5 @@ DIALECT = TableDialect(
     spellings=frozenset({"mindpet"}),
     suffixes={"down": ".mindpet_delta_lora_a", "up": ".mindpet_delta_lora_b"},
     priority=90,
-    families=frozenset({"sd1", "sd2", "wukong"}),
+    families=FAMILIES,
 )

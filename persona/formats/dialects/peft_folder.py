@@ -23,7 +23,7 @@ from persona.formats.dialects.metadata import carried
 from persona.formats.dialects.peft_components import auto_mapping, components_told, spellings
 from persona.formats.dialects.peft_methods import METHODS, apart, config_for, in_folder
 from persona.formats.dialects.places import diffusers_path, prefixed, unprefixed
-from persona.formats.dialects.spelling import spelled
+from persona.formats.dialects.spelling import in_modules_shape, spelled
 from persona.formats.dialects.table import Place, TableDialect, anywhere
 from persona.formats.models.families import FAMILIES
 
@@ -162,7 +162,8 @@ class PeftFolder:
         entries = list(adapter.entries.values())
         components = dict.fromkeys(entry.component for entry in entries)
         mappings = {one: auto_mapping(one, [e for e in entries if e.component == one], adapter) for one in components}
-        return lambda entry: _tensors(entry, mappings[entry.component])
+        shape = in_modules_shape(adapter)
+        return lambda entry: _tensors(shape(entry), mappings[entry.component])
 
     def apart(self, entries: Sequence[Entry]) -> str | None:
         """Why the modules of one component cannot all stay in the method they have, or None when they can."""
@@ -182,9 +183,9 @@ class PeftFolder:
 
 def _folder(prefix: str, component: str, entries: Sequence[Entry], adapter: Adapter) -> list[Output]:
     tensors = {}
-    mapping = auto_mapping(component, entries, adapter)
+    mapping, shape = auto_mapping(component, entries, adapter), in_modules_shape(adapter)
     for entry in entries:
-        tensors.update(_tensors(entry, mapping))
+        tensors.update(_tensors(shape(entry), mapping))
     config = {
         "task_type": None,
         "auto_mapping": mapping,

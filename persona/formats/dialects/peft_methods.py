@@ -30,14 +30,13 @@ def config_for(entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def in_folder(entry: Entry) -> Entry:
-    """An entry in the shapes PEFT's layers have. Raises NoPlace for one that they cannot hold."""
+    """An entry with the factors PEFT's layers have. Raises NoPlace for one that they cannot hold."""
     if entry.algorithm == "ia3":
         return ia3.as_peft(entry)
-    if entry.algorithm not in ("loha", "lokr"):
+    if entry.algorithm not in ("loha", "lokr") or {"t1", "t2"} & entry.factors.keys():
         return entry
-    cores = {"t1", "t2"} & entry.factors.keys()
     flat = {
-        name: reshaped(ref, (ref.shape[0], math.prod(ref.shape[1:]))) if name.endswith("_b") and not cores else ref
+        name: reshaped(ref, (ref.shape[0], math.prod(ref.shape[1:]))) if name.endswith("_b") else ref
         for name, ref in entry.factors.items()
     }
     return replace(entry, factors=flat)

@@ -3,18 +3,20 @@ that the original code has the other way round."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from persona.core.adapters.entry import Entry, Magnitude
-from persona.core.adapters.evidence import weight_shape
+from persona.core.adapters.entry import Adapter, Entry, Magnitude
+from persona.core.adapters.evidence import module_kernel, weight_shape
 from persona.core.adapters.reshaping import reshaped, swapped_halves, transposed
 from persona.core.adapters.slots import Slots
 from persona.core.adapters.tensor import TensorRef, in_memory
 from persona.core.host.errors import NoPlace
+from persona.formats.models.families import FAMILIES
 from persona.formats.models.transformer_names import has_halves_swapped
 
 
@@ -80,6 +82,31 @@ def _spelled_alpha(entry: Entry, shape: tuple[int, ...]) -> TensorRef:
     if float(np.asarray(alpha, dtype)) != alpha:  # a dtype that would round alpha would change the strength
         dtype = np.dtype(np.float32)
     return in_memory(np.full(shape, alpha, dtype))
+
+
+def in_modules_shape(adapter: Adapter) -> Callable[[Entry], Entry]:
+    """Entries whose factors have the axes of the module's own weight, where the adapter's families say which: PEFT's
+    layers take no others, so that [rank, in, 1, 1] on a linear layer or [rank, in·kh·kw] on a convolution would not
+    load (dialects.md §2.2)."""
+    names = [adapter.family] if adapter.family else sorted(adapter.families)
+    families = [FAMILIES[name] for name in names if name in FAMILIES]
+
+    def shaped(entry: Entry) -> Entry:
+        kernel = None if "mid" in entry.factors else module_kernel(entry, families)
+        if kernel is None:
+            return entry
+        windows = {"up": (1,) * len(kernel), "down": kernel, "w2": kernel}
+        return replace(entry, factors={n: _with_window(ref, windows.get(n)) for n, ref in entry.factors.items()})
+
+    return shaped
+
+
+def _with_window(ref: TensorRef, window: tuple[int, ...] | None) -> TensorRef:
+    """[rows, columns], or [rows, columns, 1, 1], with this window taken out of the columns; any other as it is."""
+    columns = ref.shape[1] if len(ref.shape) == 2 or ref.shape[2:] == (1, 1) else 0
+    if window is None or not columns or columns % math.prod(window):
+        return ref
+    return reshaped(ref, (ref.shape[0], columns // math.prod(window), *window))
 
 
 def halves_swapped(entry: Entry) -> bool:

@@ -58,7 +58,7 @@ class TableDialect:
     config; `header(adapter)` makes the metadata to write; `priority` breaks ties between dialects that explain the
     same keys; `families` limits what the evidence may leave; `original` says that transformers are written as the
     original code has them, and `joined(adapter)(entry)` then names the joined module that a module is part of;
-    `shaped(entry)` is an entry with the factors this dialect has for its algorithm.
+    `shaped(adapter)(entry)` is an entry with the factors and axes this dialect has.
     """
 
     name: str
@@ -75,7 +75,7 @@ class TableDialect:
     alpha_shape: tuple[int, ...] = ()
     original: bool = False
     joined: Callable[[Adapter], Callable[[Entry], str | None]] = lambda adapter: lambda entry: None
-    shaped: Callable[[Entry], Entry] = lambda entry: entry
+    shaped: Callable[[Adapter], Callable[[Entry], Entry]] = lambda adapter: lambda entry: entry
     priority: int = 0
     families: frozenset[str] | None = None
 
@@ -115,12 +115,12 @@ class TableDialect:
         Raises ConversionError when the names depend on something that is open."""
         if self.names is None:
             raise ConversionError(f"persona reads {self.name} and does not write it.", hint="--to kohya")
-        name_of = self.names(adapter)
+        name_of, shape = self.names(adapter), self.shaped(adapter)
 
         def spell(entry: Entry) -> dict[str, TensorRef]:
             suffixes = self.suffixes_of(entry) if self.suffixes_of else self.suffixes
             shown = with_swapped_halves(entry) if self.original and halves_swapped(entry) else entry
-            return spelled(self.shaped(shown), name_of(entry), suffixes, self.slots, self.alpha_shape)
+            return spelled(shape(shown), name_of(entry), suffixes, self.slots, self.alpha_shape)
 
         return spell
 
