@@ -62,6 +62,7 @@ def meaning(path: Path, container: str, state: State, told: Told, host: Host) ->
     """What an opened file says: embeddings alone, or an adapter with or without embeddings in it."""
     from persona.formats.dialects.embeddings.read import recognise, split_bundle
 
+    _use_families(host)
     reading = recognise(state, file_stem=path.stem)
     if reading is not None:
         return Adapter(
@@ -74,7 +75,6 @@ def meaning(path: Path, container: str, state: State, told: Told, host: Host) ->
             list(reading.leftovers),
         )
     bundled, rest = split_bundle(state, file_stem=path.stem)
-    _use_families(host)
     dialect, _ = best_dialect(path, rest, told, host)
     adapter: Adapter = dialect.read(rest, told)
     adapter.embeddings = [*adapter.embeddings, *bundled]
@@ -114,10 +114,16 @@ def best_dialect(path: Path, state: State, told: Told, host: Host) -> tuple[Any,
 def not_an_adapter(path: Path, state: State) -> UnreadableFile:
     """The error for a file no dialect names one module of: what it looks like, and what was tried."""
     from persona.exchange.kinds import looks_like
+    from persona.formats.dialects.embeddings.read import unmarked
 
     keys = list(state.tensors)
     if not keys:
         return UnreadableFile(f"{path} holds no tensor at all.", hint="Fetch or save it again.")
+    if reason_against := unmarked(state):
+        return UnreadableFile(
+            f"{path} holds nothing that is known: {reason_against}.",
+            hint=f"If it is a word, call the file so: cp {path} {path.with_name(f'learned_embeds{path.suffix}')}",
+        )
     shown = ", ".join(repr(key[:60]) for key in keys[:3])
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return UnreadableFile(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+import persona
 from persona.core.adapters.entry import Embedding
 from persona.core.adapters.tensor import TensorRef, in_memory
 from persona.core.host.contracts import State
-from persona.core.host.errors import ConversionError
+from persona.core.host.errors import ConversionError, UnreadableFile
 from persona.formats.containers.flatten import python_scalar
 from persona.formats.containers.mindspore import MindSpore
 from persona.formats.containers.open import read_state
@@ -29,8 +31,10 @@ from persona.formats.dialects.embeddings import (
     split_bundle,
     write_embeddings,
 )
+from persona.formats.dialects.embeddings.forms import is_encoders_width
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
+ASSETS = Path(persona.__file__).parent / "assets"
 RNG = np.random.default_rng(0)
 CONTAINERS = {
     ".safetensors": Safetensors(),
@@ -263,6 +267,50 @@ def test_vectors_in_one_piece_stay_in_the_file(tmp_path: Path) -> None:
 )
 def test_what_is_not_a_file_of_embeddings_is_left_to_others(tensors: dict[str, Any]) -> None:
     assert read_embeddings(state(tensors), file_stem="x") is None
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "stem", "read"),
+    [
+        ("<cat>", (3, 20), "any", True),
+        ("<cat>", (20,), "any", True),
+        ("sks", (2, 20), "learned_embeds", True),
+        ("sks", (2, 20), "learned_embeds-steps-500", True),
+        ("sks", (2, 20), "any", False),
+        ("cat", (768, 768), "any", False),
+        ("to_q.A", (4, 768), "any", False),
+        ("blocks.0.mixer", (4, 768), "any", False),
+        ("enc/layer", (4, 768), "any", False),
+        ("unet:0:down", (4, 768), "any", False),
+        *(("sks", (2, width), "any", True) for width in (192, 768, 1024, 1280, 4096)),
+        ("sks", (75, 768), "any", True),
+        ("sks", (76, 768), "any", False),
+    ],
+)
+def test_a_tensor_of_an_unknown_name_is_a_word_only_where_something_says_so(key, shape, stem, read) -> None:
+    reading = recognise(state({key: numbers(*shape)}), file_stem=stem)
+    assert (reading is not None) is read
+    if reading is not None:
+        sure = key.startswith("<") or stem.startswith("learned_embeds")
+        assert [note for note in reading.notes if "taken for a word" in note] == ([] if sure else reading.notes[:1])
+        assert sure or reading.notes
+
+
+def test_what_might_be_a_word_is_refused_in_one_line_with_what_to_type(tmp_path: Path) -> None:
+    path = tmp_path / "stray.safetensors"
+    for key, shape, said in (("A", (4, 40), "no encoder that persona knows is 40 wide"), ("a.b", (4, 768), "neither")):
+        Safetensors().write(path, {key: in_memory(numbers(*shape))}, {})
+        with pytest.raises(UnreadableFile, match=said) as problem:
+            persona.load(path)
+        assert problem.value.hint.endswith(f"cp {path} {tmp_path / 'learned_embeds.safetensors'}")
+        path.rename(tmp_path / "learned_embeds.safetensors")
+        assert the_one(persona.load(tmp_path / "learned_embeds.safetensors").embeddings).token == key
+
+
+def test_the_widths_are_those_of_the_encoders_that_persona_has() -> None:
+    config = json.loads((ASSETS / "mini/text_encoder/config.json").read_text())
+    assert is_encoders_width(config["hidden_size"])
+    assert not is_encoders_width(0) and not is_encoders_width(320)
 
 
 @pytest.mark.parametrize(

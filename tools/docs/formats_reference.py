@@ -85,6 +85,12 @@ of their sizes has, in its shape, and no other. So these are refused, each by th
 weights in scaled float8 or four bits, which have scales beside them; Flux.2, Chroma and other relatives of Flux.1;
 autoencoders of another making; text encoders that are packed otherwise than SD3's and Flux' are.
 """  # noqa: E501 - the rows of a table
+WORDS = """Most forms have marks of their own. diffusers' has none: a key, which is the word, and its vectors. Such a
+file is read as words when they are in angle brackets (`<cat>`), when the file is called `learned_embeds…`, or when
+there are at most 75 vectors as wide as a text encoder (768, 1024, 1280, 4096; 192 in mini) under a plain name. The last
+cannot be sure, as any tensor of that shape looks the same, and is told in a note. Everything else is refused, and what
+it might be is said.
+"""
 ALPHA = """## Alpha
 
 What a LoRA adds is alpha / rank · up · down, and most trouble between tools is a lost alpha. persona prints where it
@@ -254,7 +260,7 @@ def page() -> str:
             "lost or changed going there |",
             dialect_rows(),
         ),
-        "## Embeddings (textual inversion)\n": (
+        f"## Embeddings (textual inversion)\n\n{WORDS}": (
             "| form | written by | example key | several words | several encoders | keeps the word | endings |",
             embedding_rows(),
         ),

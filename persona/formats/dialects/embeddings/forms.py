@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from persona.core.adapters.tensor import TensorRef
+from persona.formats.models.families import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ MINDONE_SD = "cond_stage_model.transformer.embedding_table"
 # kohya's XTI: one embedding for each layer of the UNet (dialects.md §1.2 K5)
 XTI_KEYS = frozenset({"MID", *(f"IN{n:02}" for n in (1, 2, 4, 5, 7, 8)), *(f"OUT{n:02}" for n in range(3, 12))})
 
+MINI_WIDTH = 192  # persona/assets/mini/text_encoder
+LEARNED = "learned_embeds"  # how diffusers, ppdiffusers and mindone call the file
 CLIP_G_WIDTH = 1280  # no other encoder of the families persona knows is that wide
 MOST_TOKENS = 64
 MOST_VECTORS = 75  # of one token: what one prompt holds
@@ -61,12 +64,38 @@ _PARAMETER = re.compile(
     r"position_embedding|running_mean|running_var|_mean|_variance|moving_mean|moving_variance|"
     r"(hada|lokr|ia3|oft|boft)_[a-z0-9_]+|lora_[a-zA-Z_]+|mindpet_\w+|tk_delta_\w+)$"
 )
+_PATH = re.compile(r"[\s./:]")
 _BOOKKEEPING = {"step", "global_step", "epoch", "epoch_num", "step_num", "learning_rate"}
 
 
 def looks_like_a_token(key: str) -> bool:
     """Whether a key can be a placeholder word; a parameter's path is not one."""
     return bool(key) and not _PARAMETER.search(key) and ".lora" not in key and key not in _BOOKKEEPING
+
+
+def is_marked(key: str) -> bool:
+    """Whether a key is a placeholder as nearly everybody writes one, in angle brackets."""
+    return key.startswith("<") and key.endswith(">") and len(key) > 2
+
+
+def is_encoders_width(width: int) -> bool:
+    """Whether the text encoder of some family is that wide, or that of mini."""
+    encoders = (
+        config
+        for family in FAMILIES.values()
+        for component, configs in family.components.items()
+        if component.startswith("text_encoder")
+        for config in configs
+    )
+    return width == MINI_WIDTH or any(getattr(config, "width", 0) == width for config in encoders)
+
+
+def is_plausible_word(key: str, ref: TensorRef) -> bool:
+    """Whether a tensor that nothing marks can be a word: a name without the dots, spaces and slashes of a parameter's,
+    an encoder's width, no more vectors than a prompt holds. Any other tensor of such a shape passes too, so that the
+    reader says what it took it for."""
+    few = len(ref.shape) == 1 or ref.shape[0] <= MOST_VECTORS
+    return not _PATH.search(key) and few and is_encoders_width(ref.shape[-1])
 
 
 def is_vectors(ref: TensorRef) -> bool:

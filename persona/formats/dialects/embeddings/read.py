@@ -134,19 +134,24 @@ def _read_bundle(state: State, stem: str) -> EmbeddingReading | None:
 
 
 def _read_token_keys(state: State, stem: str) -> EmbeddingReading | None:
-    """diffusers, ppdiffusers, mindone.diffusers: every key is a token."""
+    """diffusers, ppdiffusers, mindone.diffusers: every key is a token. A word is told by its brackets, by the file's
+    name or by its width; what has none of these is no word (see `unmarked`)."""
     tensors = state.tensors
     if tensors.keys() == forms.XTI_KEYS:
         raise ConversionError(
             "These are embeddings for each layer of the UNet (kohya's XTI); no other tool reads them."
         )
-    if not 0 < len(tensors) <= forms.MOST_TOKENS:
+    if not _shaped_as_words(state):
         return None
-    if not all(forms.looks_like_a_token(key) and forms.is_vectors(ref) for key, ref in tensors.items()):
+    named = stem.startswith(forms.LEARNED)
+    guessed = [key for key in tensors if not named and not forms.is_marked(key)]
+    if not all(forms.is_plausible_word(key, tensors[key]) for key in guessed):
         return None
-    if not forms.same_width(tensors.values()):
-        return None
-    notes = []
+    width = next(iter(tensors.values())).shape[-1]
+    notes = [
+        f"{key!r} was taken for a word because it is {width} wide, as a text encoder's are: nothing else says so"
+        for key in guessed
+    ]
     renamed = {}
     for key in tensors:
         renamed[key] = stem if len(tensors) == 1 and key in ("learned_embeds", "0") else key
@@ -154,6 +159,28 @@ def _read_token_keys(state: State, stem: str) -> EmbeddingReading | None:
             notes.append(f"no token in the file: it is called {stem!r}, as the file")
     embeddings = [_embedding(renamed[key], {_by_width(ref, stem): (key, ref)}) for key, ref in tensors.items()]
     return EmbeddingReading("diffusers", embeddings, notes)
+
+
+def _shaped_as_words(state: State) -> bool:
+    """Whether every tensor of a file could be a word by its shape and is no parameter by its name."""
+    tensors = state.tensors
+    return (
+        0 < len(tensors) <= forms.MOST_TOKENS
+        and all(forms.looks_like_a_token(key) and forms.is_vectors(ref) for key, ref in tensors.items())
+        and forms.same_width(tensors.values())
+    )
+
+
+def unmarked(state: State) -> str | None:
+    """Why a file that might hold words was not read as such, or None where it does not look like one at all."""
+    if not _shaped_as_words(state):
+        return None
+    key, ref = next(iter(state.tensors.items()))
+    if forms.is_encoders_width(ref.shape[-1]):
+        return f"{key[:60]!r}, {list(ref.shape)}, has an encoder's width, but neither the name nor the length of a word"
+    return (
+        f"{key[:60]!r}, {list(ref.shape)}, might be a word, but no encoder that persona knows is {ref.shape[-1]} wide"
+    )
 
 
 _READERS: tuple[Callable[[State, str], EmbeddingReading | None], ...] = (
