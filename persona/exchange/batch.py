@@ -16,6 +16,7 @@ from persona.exchange.load import reason
 from persona.exchange.places import is_one_folder, weight_files
 from persona.exchange.report import Report
 from persona.exchange.workers import side_by_side
+from persona.formats.containers.temporaries import remove_abandoned
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def convert_all(jobs: Sequence[Job], wish: Wish, host: Host, done: Callable[[Out
     with contextlib.closing(side_by_side(lambda number: _told(attempt(jobs[number], wish, host)), len(jobs))) as ends:
         for number, told in ends:
             outcome = _heard(jobs[number], told)
+            if told is None:  # its process was killed, and all the others hold what they write
+                remove_abandoned(outcome.job.destination.parent, untouched=0)
             outcomes.append(outcome)
             done(outcome)
     return outcomes

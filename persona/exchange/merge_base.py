@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +11,9 @@ import numpy as np
 from persona.core.adapters.delta import Deltas, bias_delta
 from persona.core.adapters.entry import Adapter
 from persona.core.adapters.tensor import TensorRef
-from persona.core.host.errors import BaseModelError, ConversionError, UnwritableOutput
+from persona.core.host.errors import BaseModelError, ConversionError
 from persona.exchange.base_weights import COMPONENTS, base_weights
-from persona.formats.containers.atomic import refuse_existing
+from persona.formats.containers.atomic import atomic_folder, refuse_existing
 
 Weighted = tuple[Adapter, float]
 
@@ -29,21 +28,12 @@ def merge_into_base(adapters: Sequence[Weighted], base: str, destination: Path) 
     refuse_existing(destination)
     weights = base_weights(str(folder))
     changes = _changes(adapters, weights, base)
-    building = destination.parent / f".persona-{os.urandom(8).hex()}.tmp"
-    try:
-        building.mkdir()
+    with atomic_folder(destination) as building:
         written = sum(_copy_part(part, building / part.name, changes) for part in sorted(folder.iterdir()))
         if written != len(changes):
             raise BaseModelError(
                 f"{base}: {len(changes) - written} of the changed weights are not in .safetensors files."
             )
-        building.rename(destination)
-    except FileNotFoundError as error:
-        raise UnwritableOutput(
-            f"There is no folder {destination.parent}.", hint=f"mkdir -p {destination.parent}"
-        ) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     words = [one.token for adapter, _ in adapters for one in adapter.embeddings]
     notes = [f"{len(changes)} weights of {base} changed"]
     if words:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 
 from persona.core.adapters.entry import Adapter
 from persona.core.host.contracts import Output
-from persona.core.host.errors import ConversionError, OutputExists, UnwritableOutput, UsageError
+from persona.core.host.errors import ConversionError, UsageError
 from persona.core.host.host import Host
 from persona.exchange.choices import (
     EMBEDDING_FORMS,
@@ -22,7 +20,7 @@ from persona.exchange.choices import (
     default_dialect,
     dialect_called,
 )
-from persona.formats.containers.atomic import atomic_write, refuse_existing, unwritable
+from persona.formats.containers.atomic import atomic_folder, atomic_write
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ def _embeddings_beside(adapter: Adapter, target: Target, host: Host) -> list[She
 def write_sheets(files: Sequence[Sheet], target: Target, *, force: bool = False) -> list[Path]:
     """Write all of them or none; each appears whole under its name. Nothing is overwritten unless `force`."""
     if target.dialect is not None and target.dialect.slots.folder and not target.path.is_dir():
-        return _write_folder(files, target, force=force)
+        return _write_folder(files, target)
     if target.dialect is not None and target.dialect.slots.folder:
         for sheet in files:
             sheet.path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,28 +168,14 @@ def write_sheets(files: Sequence[Sheet], target: Target, *, force: bool = False)
     return [sheet.path for sheet in files]
 
 
-def _write_folder(files: Sequence[Sheet], target: Target, *, force: bool) -> list[Path]:
+def _write_folder(files: Sequence[Sheet], target: Target) -> list[Path]:
     """A new folder is filled under another name and renamed when it is complete."""
-    refuse_existing(target.path)
-    building = target.path.parent / f".persona-{os.urandom(8).hex()}.tmp"
-    try:
-        building.mkdir()
+    with atomic_folder(target.path) as building:
         for sheet in files:
             path = building / sheet.path.relative_to(target.path)
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as temporary:
                 _write_one(temporary, sheet)
-        if os.path.lexists(target.path):
-            raise OutputExists(f"{target.path} exists already: it appeared meanwhile.", hint="Choose another name.")
-        building.rename(target.path)
-    except OSError as error:
-        raise unwritable(target.path, error) from error
-    except UnwritableOutput as error:  # of a file inside: the folder's own name says where
-        error.message = error.message.replace(str(building), str(target.path))
-        error.hint = error.hint.replace(str(building), str(target.path))
-        raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return [sheet.path for sheet in files]
 
 

@@ -73,6 +73,8 @@ def _in_processes(work: Work, count: int, workers: int) -> Ended:
                 with contextlib.suppress(EOFError, OSError):
                     result = json.loads(connection.recv_bytes())
                     give(connection)
+                if result is None:  # the pipe closes before everything else of a killed process does
+                    processes[connection].join(10)
                 yield number, result
         yield from ((number, None) for number in numbers)  # every process was killed
     finally:

@@ -1,4 +1,4 @@
-"""A file appears whole or not at all."""
+"""A file or a folder appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from persona.core.host.errors import OutputExists, PersonaError, UnwritableOutput
+from persona.formats.containers.temporaries import temporary
 
 _LINKS_UNSUPPORTED = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
 
@@ -23,18 +24,37 @@ def atomic_write(destination: Path | str, *, overwrite: bool = False) -> Iterato
     """
     destination = Path(destination)
     refuse_existing(destination, overwrite=overwrite)
-    temporary = _create_beside(destination)
     try:
-        yield temporary
-        _flush_to_disk(temporary)
-        _rename(temporary, destination, overwrite=overwrite)
+        with temporary(destination) as path:
+            yield path
+            _flush_to_disk(path)
+            _rename(path, destination, overwrite=overwrite)
     except PersonaError:
         raise
     except OSError as error:
         raise unwritable(destination, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+
+
+@contextlib.contextmanager
+def atomic_folder(destination: Path) -> Iterator[Path]:
+    """Give an empty folder beside `destination`; when the block ends well, it gets that name. Nothing is left behind
+    otherwise. Raises OutputExists, or UnwritableOutput, which names `destination`."""
+    refuse_existing(destination)
+    try:
+        with temporary(destination, folder=True) as building:
+            try:
+                yield building
+            except UnwritableOutput as error:  # of a file inside: the folder's own name says where
+                error.message = error.message.replace(str(building), str(destination))
+                error.hint = error.hint.replace(str(building), str(destination))
+                raise
+            if os.path.lexists(destination):
+                raise OutputExists(f"{destination} exists already: it appeared meanwhile.", hint="Choose another name.")
+            building.rename(destination)
+    except PersonaError:
+        raise
+    except OSError as error:
+        raise unwritable(destination, error) from error
 
 
 def refuse_existing(destination: Path, *, overwrite: bool = False) -> None:
@@ -47,15 +67,6 @@ def refuse_existing(destination: Path, *, overwrite: bool = False) -> None:
         raise OutputExists(f"{destination} exists already.", hint="Choose another name, or allow it with --force.")
 
 
-def _create_beside(destination: Path) -> Path:
-    temporary = destination.parent / f".persona-{os.urandom(8).hex()}.tmp"
-    try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))  # the kernel takes the umask off
-    except (OSError, ValueError) as error:
-        raise unwritable(destination, error) from error
-    return temporary
-
-
 def _flush_to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR)
     try:
@@ -64,11 +75,11 @@ def _flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _rename(temporary: Path, destination: Path, *, overwrite: bool) -> None:
+def _rename(written: Path, destination: Path, *, overwrite: bool) -> None:
     if overwrite:
-        temporary.replace(destination)
+        written.replace(destination)
     else:
-        _rename_without_replacing(temporary, destination)
+        _rename_without_replacing(written, destination)
     if hasattr(os, "O_DIRECTORY"):  # the name itself has to reach the disk too
         with contextlib.suppress(OSError):
             folder = os.open(destination.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -78,10 +89,10 @@ def _rename(temporary: Path, destination: Path, *, overwrite: bool) -> None:
                 os.close(folder)
 
 
-def _rename_without_replacing(temporary: Path, destination: Path) -> None:
+def _rename_without_replacing(written: Path, destination: Path) -> None:
     """A hard link fails where a file appeared in the meantime, as a rename would not."""
     try:
-        os.link(temporary, destination)
+        os.link(written, destination)
     except FileExistsError as error:
         raise OutputExists(
             f"{destination} exists already: it appeared meanwhile.",
@@ -91,7 +102,7 @@ def _rename_without_replacing(temporary: Path, destination: Path) -> None:
         if isinstance(error, OSError) and error.errno not in _LINKS_UNSUPPORTED:
             raise
         refuse_existing(destination)
-        temporary.rename(destination)
+        written.rename(destination)
 
 
 def unwritable(destination: Path, error: OSError | ValueError) -> UnwritableOutput:
