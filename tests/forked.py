@@ -5,10 +5,12 @@ function such as `os.fsync`, so that the moments between two writes are hit ever
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import multiprocessing
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -41,6 +43,47 @@ def start(
     return process
 
 
+def together(count: int, work: Any, *arguments: Any) -> dict[int, Any]:
+    """What `count` forked processes put into a queue as (rank, found): `work(rank, count, *arguments, queue)` in each,
+    with the variables that torchrun sets. `work` is a function of a module."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    results = context.Queue()
+    places = torchrun_variables(count)
+    given = [(variables, work, (rank, count, *arguments, results)) for rank, variables in enumerate(places)]
+    processes = [context.Process(target=_take_part, args=one) for one in given]
+    for process in processes:
+        process.start()
+    found: dict[int, Any] = {}
+    while len(found) < count and not any(process.exitcode for process in processes):
+        with contextlib.suppress(queue.Empty):
+            rank, its = results.get(timeout=0.2)
+            found[rank] = its
+    for process in processes:
+        if len(found) < count:
+            process.kill()
+        process.join()
+    assert len(found) == count, "one of the processes has failed"
+    return found
+
+
+def _take_part(variables: dict[str, str], work: Any, arguments: tuple[Any, ...]) -> None:
+    gc.freeze()
+    os.environ.update(variables)
+    work(*arguments)
+
+
+def torchrun_variables(count: int) -> list[dict[str, str]]:
+    """The environment of each of `count` processes on this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        {name: str(value) for name, value in {"RANK": rank, "LOCAL_RANK": rank, **shared}.items()}
+        for rank in range(count)
+    ]
+
+
 class Launched:
     """What `subprocess.Popen` gives of a launcher, with processes forked here: `count` of `persona.runs.process`, with
     the variables torchrun sets. As torchrun does, it ends the others when one has failed."""
@@ -48,18 +91,9 @@ class Launched:
     def __init__(self, count: int, environment: Mapping[str, str], log: Path, kill_at: Any = None) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
         self.processes = []
-        for rank in range(count):
-            own = {
-                "RANK": rank,
-                "LOCAL_RANK": rank,
-                "WORLD_SIZE": count,
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-            }
-            words = dict(environment) | {name: str(value) for name, value in own.items()}
+        for rank, own in enumerate(torchrun_variables(count)):
+            words = dict(environment) | own
             deadly = kill_at[1:] if kill_at and kill_at[0] == rank else None
             self.processes.append(context.Process(target=_run, args=(None, words, str(log), deadly)))
             self.processes[-1].start()

@@ -31,6 +31,12 @@ def losses(run: RunFolder) -> list[list[float]]:
     return [[float(value) for name, value in row.items() if name.startswith("loss")] for row in rows]
 
 
+def column(run: RunFolder, name: str) -> list[float]:
+    """One figure of every step."""
+    with run.metrics.open(newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file)]
+
+
 def difference(one: Path, other: Path) -> float:
     """How far apart two checkpoints or adapters are: the largest relative Frobenius norm of a kind of array (values,
     moments). Element by element says less: AdamW's first steps are as large for a gradient of 1e-9, which is rounding,

@@ -19,7 +19,7 @@ from persona.core.training.events import Event, StepDone
 from persona.core.training.run import RunFolder, checkpoints, load_checkpoint, load_step
 from persona.runs import launching
 from tests.forked import Launched
-from tests.several import difference, losses, two_processes_are_one_until_one_is_killed
+from tests.several import column, difference, losses, two_processes_are_one_until_one_is_killed
 
 FEW = {"batch": 2, "steps": 4, "save_every": 2, "keep_last": 100, "sample_steps": 1, "device": "cpu", "seed": 5}
 METHOD = {"class_word": "toy", "class_pictures": 11, "learning_rate": 1e-3, "lora": True}
@@ -50,6 +50,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, so that class pictures are made."""
     monkeypatch.setenv("PERSONA_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def in_parts(tmp_path: Path) -> str:
+    """A configuration of accelerate: FSDP with two processes."""
+    file = tmp_path / "accelerate.yaml"
+    file.write_text("distributed_type: FSDP\nnum_processes: 2\nfsdp_config: {fsdp_version: 2}\n")
+    return str(file)
 
 
 @pytest.fixture
@@ -100,9 +108,70 @@ def test_a_run_goes_on_in_two_processes_and_in_one_again(
     assert difference(run.adapter, straight.adapter) < 1e-5
 
 
+@pytest.mark.slow
+def test_in_parts_in_two_processes_it_is_the_same_run_and_goes_on_whole_and_in_parts_again(
+    pictures: Path, tiny_sd1: Path, tmp_path: Path, forked: Any, monkeypatch: pytest.MonkeyPatch, in_parts: str
+) -> None:
+    """Whole weights of both components, averages, a validation loss; more processes than blocks of class pictures."""
+    held_out = tmp_path / "held out"
+    held_out.mkdir()
+    shutil.copy(pictures / "0.png", held_out)
+    training = tmp_path / "pictures"
+    shutil.copytree(pictures, training, ignore=shutil.ignore_patterns("0.png"))
+    words = {"class_word": "toy", "class_pictures": 1, "learning_rate": 1e-5, "train_text_encoder": True, **FEW,
+             "ema_decay": 0.5, "validation_data": str(held_out), "validation_every": 1, "base": tiny_sd1}  # fmt: skip
+    monkeypatch.setenv("PERSONA_CACHE", str(tmp_path / "one"))
+    straight = api.train("dreambooth", training, output=str(tmp_path / "straight"), **words)
+    monkeypatch.setenv("PERSONA_CACHE", str(tmp_path / "two"))
+    few = {**words, "steps": 2}
+    run = api.train("dreambooth", training, output=str(tmp_path / "run"), accelerate_config=in_parts, **few)
+    made, expected = (
+        {file.name: file.read_bytes() for file in (tmp_path / cache).rglob("class-pictures/*/*.png")}
+        for cache in ("two", "one")
+    )
+    assert len(made) == 1 and made == expected
+    api.resume(run, steps=3, devices=1, accelerate_config="none")
+    api.resume(run, steps=4, accelerate_config=in_parts)
+    np.testing.assert_allclose(losses(run), losses(straight), rtol=1e-5)
+    np.testing.assert_allclose(column(run, "validation_loss"), column(straight, "validation_loss"), rtol=1e-5)
+    for component in ("unet", "text_encoder"):
+        (file,) = (path.relative_to(straight.path) for path in (straight.model / component).glob("*.safetensors"))
+        assert difference(run.path / file, straight.path / file) < 1e-5
+    state = Path("checkpoints", "step-000004", "state.safetensors")
+    assert difference(run.path / state, straight.path / state) < 1e-5
+    assert names_in(run.model) == names_in(straight.model)
+
+
+def test_in_parts_one_that_dies_in_a_step_stops_all(
+    pictures: Path, tiny_sd1: Path, tmp_path: Path, forked: Any, in_parts: str
+) -> None:
+    forked["kill_at"] = (1, "persona.plugins.backends.torch.session.TorchSession._add_gradients", 4)
+    with pytest.raises(TrainingError, match="Process 1 of 0 to 1 ended without a word") as stopped:
+        train_forked(pictures, tiny_sd1, tmp_path / "run", accelerate_config=in_parts)
+    run = RunFolder(tmp_path / "run")
+    assert stopped.value.hint == f"Go on with: persona train --resume {run.path}"
+    assert [load_checkpoint(path)[0] for path in checkpoints(run)] == [2]
+    forked["kill_at"] = None
+    assert api.resume(run).product and len(losses(run)) == 4
+
+
+def test_in_parts_what_goes_wrong_is_said_once(
+    pictures: Path, tiny_sd1: Path, tmp_path: Path, forked: Any, in_parts: str
+) -> None:
+    words = {"learning_rate": 1e30, "steps": 200, "save_every": 200, "accumulation": 2, "accelerate_config": in_parts}
+    with pytest.raises(NotFinite, match=r"Step \d+ of 200: The (loss|gradient) is not finite "):
+        train_forked(pictures, tiny_sd1, tmp_path / "run", **words)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Every file that is not hidden."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.name.startswith("."))
+
+
 def train_forked(pictures: Path, base: Path, output: Path, **options: Any) -> RunFolder:
     """A LoRA in two processes."""
-    words = {"prompt": "a toy", "rank": 2, "devices": 2, "learning_rate": 1e-2, **FEW, **options}
+    words = {"prompt": "a toy", "rank": 2, "learning_rate": 1e-2, **FEW, **options}
+    words |= {} if "accelerate_config" in options else {"devices": 2}
     return api.train("lora", pictures, base=base, output=str(output), **words)
 
 
@@ -199,7 +268,10 @@ def test_what_cannot_be_is_refused_before_anything_starts(
 
 @pytest.mark.parametrize(
     ("name", "value", "says"),
-    [("WORLD_SIZE", "2", "started by a launcher, 2 times"), ("ACCELERATE_USE_FSDP", "true", "started by accelerate launch")],
+    [
+        ("WORLD_SIZE", "2", "started by a launcher, 2 times"),
+        ("ACCELERATE_USE_FSDP", "true", "started by accelerate launch"),
+    ],
 )
 def test_another_launcher_in_front_is_refused(
     name: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch, pictures: Path, tiny_sd1: Path

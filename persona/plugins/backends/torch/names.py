@@ -17,5 +17,4 @@ def inside(model: nn.Module, name: str) -> str:
 
 
 def _is_flattened(model: nn.Module) -> bool:
-    classes = {cls.__name__ for cls in type(model).__mro__}  # FSDP makes a class of its own below a model's
-    return "CLIPTextModel" in classes and not hasattr(model, "text_model")
+    return type(model).__name__ == "CLIPTextModel" and not hasattr(model, "text_model")

@@ -40,17 +40,18 @@ def spread(model: nn.Module, device: str, count: int, sharding: Sharding) -> Non
         raise BackendMissing("FSDP 2 of this torch can only average gradients.", hint="pip install 'torch>=2.8'")
     told: dict[str, Any] = {
         "mesh": init_device_mesh(device, (count,)),
-        "reshard_after_forward": sharding.reshard_after_forward,
         "offload_policy": CPUOffloadPolicy(pin_memory=False) if sharding.offload else OffloadPolicy(),
     }
-    inner = [module for module in model.modules() if type(module).__name__ in BLOCKS]
-    for module in (*reversed(inner), model):
+    kind = type(model)
+    for module in reversed([module for module in model.modules() if type(module).__name__ in BLOCKS]):
         if next(module.parameters(), None) is not None:
-            fully_shard(module, **told)
+            fully_shard(module, reshard_after_forward=sharding.reshard_after_forward, **told)
+    fully_shard(model, reshard_after_forward=True, **told)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # a sum: the loss's weights hold 1 / samples already
             module.set_force_sum_reduction_for_comms(True)  # or else it multiplies on the way, which gloo cannot
+    model.__class__ = kind  # transformers looks up by a model's class which states it can give
 
 
 def give_back(models: Iterable[nn.Module]) -> None:
