@@ -109,7 +109,13 @@ def read_accelerate(path: Path) -> Told:
         )
     found = _Reading(path, {key: value for key, (value, _) in read_recipe(path).items()})
     _refuse_keys(found)
-    kind = str(found.values.get("distributed_type", "")).upper()
+    named = found.values.get("distributed_type")
+    kind = "NO" if named is False else str(named or "").upper()  # YAML reads NO without quotes as false
+    if kind not in (*COPIES, "FSDP", "DEEPSPEED"):
+        raise found.refuse(
+            f"distributed_type {kind or 'is missing'}: persona knows {', '.join(COPIES)} and FSDP",
+            did_you_mean(kind, (*COPIES, "FSDP")) if kind else "distributed_type: FSDP",
+        )
     count = found.whole_number("num_processes", 1 if kind == "NO" else None)
     if kind == "NO" and count > 1:
         raise found.refuse(f"distributed_type is NO, and num_processes {count}", "distributed_type: MULTI_GPU, or FSDP")
@@ -117,12 +123,6 @@ def read_accelerate(path: Path) -> Told:
     told = Told(str(path), count, precision=_precision(found), on_cpu=on_cpu)
     if kind == "DEEPSPEED":
         raise _no_deepspeed(found)
-    if kind not in (*COPIES, "FSDP"):
-        near = did_you_mean(kind, (*COPIES, "FSDP")) if kind else ""
-        raise found.refuse(
-            f"distributed_type {kind or 'is missing'}: persona knows {', '.join(COPIES)} and FSDP",
-            near or "distributed_type: FSDP",
-        )
     sharding, checkpointing = _fsdp(found) if kind == "FSDP" else (None, None)
     if sharding is not None and count == 1:
         found.notes.append(f"{path}: with one process there is nobody to spread the model over; it is whole")
