@@ -9,10 +9,11 @@ import contextlib
 import dataclasses
 import functools
 import os
+import re
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -23,11 +24,14 @@ from persona.core.host.contracts import Availability, Runtime
 from persona.core.host.errors import BackendMissing, PersonaError, TrainingError
 from persona.core.training.base import Base
 from persona.core.training.plan import TrainingPlan
+from persona.environments.places import own_python, variable_of
 from persona.environments.wire import Lent, dtype_called, receive, send
 
 BOOT = Path(__file__).with_name("boot.py")
 TAIL = 12
 """Lines of a dead worker's log that are shown."""
+PACKAGES = {"yaml": "PyYAML", "PIL": "pillow"}
+"""What installs a module that is not called so."""
 _OWN = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 
 
@@ -45,10 +49,10 @@ class Process:
     """The worker's process, and the conversation with it."""
 
     def __init__(self, python: Path, backend: str) -> None:
-        self.backend, self.key = backend, (python, backend)
+        self.backend, self.python = backend, python
         self._words = tempfile.NamedTemporaryFile(prefix="persona-worker-", suffix=".log")  # noqa: SIM115
         self.log = Path(self._words.name)
-        self._is_waiting = False
+        self._is_waiting = self._has_answered = False
         try:
             self._process = subprocess.Popen(
                 command(python, "persona.environments.worker", backend),
@@ -77,17 +81,13 @@ class Process:
             self._is_waiting = False
             raise
         self._is_waiting = False
+        self._has_answered = True
         if "error" not in told:
             return told["result"], told["notes"]
         kind = getattr(errors, told["error"], None) if told["error"] else None
         if isinstance(kind, type) and issubclass(kind, PersonaError):
-            raise kind(told["message"], hint=told["hint"])
+            raise kind(told["message"], hint=self._to_type(told["hint"]) if kind is BackendMissing else told["hint"])
         raise TrainingError(f"The {self.backend} worker failed: {told['message']}.", hint=self._where_to_look())
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether it is gone, or in the middle of something that nobody waits for any more."""
-        return self._is_waiting or self._process.poll() is not None
 
     def move_log(self, place: Path) -> None:
         """From now on the worker writes its words there."""
@@ -110,7 +110,14 @@ class Process:
         with contextlib.suppress(OSError):
             self._words.close()
 
-    def _death(self) -> TrainingError:
+    def _to_type(self, hint: str) -> str:
+        """Setting up persona's environment helps nobody whose own is taken."""
+        if own_python(self.backend) != self.python or f"backends setup {self.backend}" not in hint:
+            return hint
+        variable = variable_of(self.backend)
+        return f"{variable} names {self.python}. Install it there, or take persona's own: unset {variable}; {hint}"
+
+    def _death(self) -> PersonaError:
         try:
             code = self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:
@@ -118,6 +125,13 @@ class Process:
             code = self._process.wait()
         # It may have died before it took the log it was told to write.
         said = next((lines for place in (self.log, Path(self._words.name)) if (lines := _lines(place))), [])
+        missing = re.match(r"ModuleNotFoundError: No module named '(\w+)", said[-1]) if said and code == 1 else None
+        if missing and not self._has_answered:
+            package = PACKAGES.get(missing[1], missing[1])
+            return BackendMissing(
+                f"The backend {self.backend} cannot be used here: {self.python} has no package {package}.",
+                hint=self._to_type(f"persona backends setup {self.backend}"),
+            )
         why = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
         memory = "; when memory runs out, the system does that" if why.endswith("SIGKILL") else ""
         words = "".join(f"\n    {line[:300]}" for line in said[-TAIL:])
@@ -143,23 +157,6 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-_kept: dict[tuple[Path, str], Process] | None = None
-
-
-@contextlib.contextmanager
-def kept_workers() -> Iterator[None]:
-    """While this lasts, the worker of a closed session is kept for the next one of its environment: importing a
-    framework takes longer than a short run. Memory is freed at the end."""
-    global _kept
-    _kept = {}
-    try:
-        yield
-    finally:
-        kept, _kept = _kept, None
-        for process in kept.values():
-            process.close()
-
-
 class RemoteSession:
     """`persona.core.host.contracts.Session`, each of whose methods is asked of the worker. `surroundings` tells where
     it works: Python, versions, and which frameworks are loaded there."""
@@ -181,15 +178,7 @@ class RemoteSession:
 
     def close(self) -> None:
         """Free the memory, by ending the worker."""
-        if _kept is None or self._process.is_broken or self._process.key in _kept:
-            self._process.close()
-            return
-        try:
-            self._process.call("close")
-        except PersonaError:
-            self._process.close()
-            raise
-        _kept[self._process.key] = self._process
+        self._process.close()
 
     def _ask(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         result, notes = self._process.call("session", method, list(arguments), keywords)
@@ -268,6 +257,5 @@ class RemoteBackend:
 
     def _process(self) -> Process:
         if self._ready is None:
-            kept = _kept.pop((self.python, self.name), None) if _kept is not None else None
-            self._ready = kept or Process(self.python, self.name)
+            self._ready = Process(self.python, self.name)
         return self._ready

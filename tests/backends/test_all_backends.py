@@ -20,8 +20,8 @@ from PIL import Image
 from persona import api
 from persona.environments.frameworks import FRAMEWORKS
 from persona.environments.places import variable_of
-from persona.environments.remote import kept_workers
 from persona.environments.state import find
+from tests.kept_workers import kept_workers
 from tests.several import losses as all_losses
 from tests.several import two_processes_are_one_until_one_is_killed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -27,11 +28,12 @@ from persona.core.host.errors import (
 )
 from persona.core.training.batch import Batch
 from persona.core.training.plan import Stream, TrainingPlan, Weights
-from persona.environments.remote import RemoteBackend, kept_workers
+from persona.environments.remote import RemoteBackend
 from persona.environments.worker import surroundings
 from persona.hub.bases import open_base
 from persona.runs.steps import state_writer
 from tests.environments.conftest import alive
+from tests.kept_workers import kept_workers
 
 PLAN = TrainingPlan("full", (Weights("unet", 1e-2, ("conv_out.bias",)),), (Stream("pictures"),), steps=4)
 TRAIN = ("train", "--plugin", "full", "--target", "conv_out", "--backend", "stub", "--batch", 2, "--steps", 6,
@@ -191,6 +193,33 @@ def test_a_python_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BackendMissing, match="cannot be started") as told:
         RemoteBackend("paddle", "", tmp_path / "python").capabilities("cpu")
     assert told.value.hint == "Build it again: persona backends setup paddle"
+
+
+def test_a_python_without_what_the_worker_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"  # of an environment with nothing in it
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    python.chmod(0o755)
+    with pytest.raises(BackendMissing, match=r"python has no package \w+\.") as told:
+        RemoteBackend("paddle", "", python).capabilities("cpu")
+    assert told.value.hint == "persona backends setup paddle"
+    monkeypatch.setenv("PERSONA_PADDLE_PYTHON", str(python))
+    with pytest.raises(BackendMissing) as told:
+        RemoteBackend("paddle", "", python).capabilities("cpu")
+    assert told.value.hint == (
+        f"PERSONA_PADDLE_PYTHON names {python}. Install it there, or take persona's own: "
+        "unset PERSONA_PADDLE_PYTHON; persona backends setup paddle"
+    )
+
+
+def test_a_python_of_ones_own_without_the_framework(monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("paddle") is not None:
+        pytest.skip("paddle is installed here")
+    monkeypatch.setenv("PERSONA_PADDLE_PYTHON", sys.executable)
+    backend = RemoteBackend("paddle", "", Path(sys.executable).absolute())
+    with pytest.raises(BackendMissing, match=r"not installed: .*paddle") as told:
+        backend.capabilities("cpu")
+    backend.close()
+    assert told.value.hint.startswith(f"PERSONA_PADDLE_PYTHON names {sys.executable}. Install it there")
 
 
 def test_a_worker_must_have_loaded_its_own_framework_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
