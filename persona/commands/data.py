@@ -54,7 +54,7 @@ def check(
     from persona.core.training.pictures import scan
     from persona.core.training.preview import preview
 
-    size, factor = _size(size, base)
+    size, factor = _size(size, base, context)
     try:
         found = scan(folder)
     except PersonaError as error:
@@ -74,12 +74,13 @@ def check(
         click.echo(line)
 
 
-def _size(size: tuple[int, int] | None, base: str) -> tuple[tuple[int, int], int]:
+def _size(size: tuple[int, int] | None, base: str, context: click.Context) -> tuple[tuple[int, int], int]:
     """The training size and the VAE's factor; the size is rounded down to that factor, as training does."""
     if size is None:
-        from persona.hub.bases import open_base
+        from persona.cli import _host
+        from persona.runs.bases import open_any_base
 
-        opened = open_base(base)
+        opened = open_any_base(base, _host(context), lambda text: click.echo(text, err=True))
         return (opened.native_size, opened.native_size), opened.latent_factor
     factor = 8  # every autoencoder of the families that are known
     return (max(factor, size[0] // factor * factor), max(factor, size[1] // factor * factor)), factor

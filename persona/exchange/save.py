@@ -180,7 +180,9 @@ def _write_folder(files: Sequence[Sheet], target: Target) -> list[Path]:
 
 
 def _write_one(temporary: Path, sheet: Sheet) -> None:
-    if sheet.output.document is not None:
+    if isinstance(sheet.output.document, bytes):
+        temporary.write_bytes(sheet.output.document)
+    elif sheet.output.document is not None:
         temporary.write_text(json.dumps(sheet.output.document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     else:
         sheet.container.write(temporary, sheet.output.tensors, sheet.output.metadata)

@@ -19,10 +19,12 @@ from persona.core.host.contracts import Output, State
 from persona.core.host.errors import ConversionError, UnreadableFile
 from persona.formats.containers.open import identify
 from persona.formats.models import ldm_model, ldm_vae, mindspore_model, paddle_model
+from persona.formats.models.clip_tokenizer import SIZE, clip_tokenizer, padding
 from persona.formats.models.completeness import refuse_other_autoencoder
-from persona.formats.models.configs import MAKERS, model_index
+from persona.formats.models.configs import MAKERS, SAMPLE_OF_SD2_V, in_diffusers_words, index_of_others, model_index
 from persona.formats.models.families import FAMILIES
 from persona.formats.models.ldm_unet import Topology, topology_of
+from persona.formats.models.schedulers import TOLD_BY, prediction_type, scheduler_config
 from persona.formats.models.transformer_file import TABLES, read_one_file, write_one_file
 from persona.formats.models.whole_transformer import names_of, refuse_incomplete
 
@@ -44,6 +46,11 @@ BEGINNINGS = (
     ("text_encoder", ("text_model.", "encoder.layers.")),
 )
 """How the parameters of a component alone begin, under diffusers' names."""
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+TOKENIZER_FILES = (
+    *("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"),
+    *("tokenizer.json", "spiece.model", "vocab.txt"),
+)
 LARGEST_JSON = 1 << 24
 
 
@@ -151,9 +158,16 @@ def _read_folder(folder: Path, family: str | None) -> Checkpoint:
     scheduler = folder / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
         made.configs["scheduler"] = read_json(scheduler)
+    made.tokenizers = {name: found for name in TOKENIZERS if (found := _tokenizer_files(folder / name))}
     made.family = _settled_family(made, family, str(folder))
     _refuse_parts(made, str(folder))
     return made
+
+
+def _tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """What a tokenizer folder has, by name; nothing where there is none, or a file is absurdly large."""
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    return {file.name: file.read_bytes() for file in files if file.stat().st_size <= LARGEST_JSON}
 
 
 def _settled_family(
@@ -270,6 +284,7 @@ def _topology(checkpoint: Checkpoint) -> Topology:
 def _folder_outputs(checkpoint: Checkpoint, *, paddle: bool, notes: list[str]) -> list[Output]:
     family = checkpoint.family or ""
     made: list[Output] = []
+    scheduler = checkpoint.configs.get("scheduler") or _scheduler(checkpoint, notes)
     for component, parameters in checkpoint.components.items():
         encoder = component.startswith("text_encoder")
         name = "model_state.pdparams" if paddle else "model.safetensors" if encoder else WEIGHTS[0]
@@ -278,23 +293,68 @@ def _folder_outputs(checkpoint: Checkpoint, *, paddle: bool, notes: list[str]) -
         config: Mapping[str, Any] | None = checkpoint.configs.get(component)
         if config is None and component in MAKERS:
             config = MAKERS[component](parameters, family)
+            if component == "unet" and family == "sd2" and scheduler and "v_" in str(scheduler["prediction_type"]):
+                config["sample_size"] = SAMPLE_OF_SD2_V
             notes.append(
                 f"{component}/config.json was read off the shapes; heads and norm groups are {family or 'SD1'}'s"
             )
         if config is not None:
             made.append(Output(name=f"{component}/config.json", document=config))
-    index = checkpoint.configs.get("model_index") or model_index(checkpoint.components, family)
+    tokenizers = _tokenizers(checkpoint, notes)
+    for folder, files in tokenizers.items():
+        made += [Output(name=f"{folder}/{name}", document=content) for name, content in files.items()]
+    if scheduler is not None:
+        made.append(Output(name="scheduler/scheduler_config.json", document=scheduler))
+    own = checkpoint.configs.get("model_index")
+    index = in_diffusers_words(own) if own and not paddle else own or model_index(checkpoint.components, family)
+    if not own:
+        index = {**index, **index_of_others(tokenizers, scheduler)}
     made.append(Output(name="model_index.json", document=index))
-    if "scheduler" in checkpoint.configs:
-        made.append(Output(name="scheduler/scheduler_config.json", document=checkpoint.configs["scheduler"]))
-    if checkpoint.extras:
-        notes.append(f"left behind, diffusers has no place for it: {', '.join(list(checkpoint.extras)[:4])}")
-    notes.append("tokenizers (and a scheduler the source lacks) come from the base model's own folder")
+    homeless = [name for name in checkpoint.extras if name not in ldm_model.FLAGS]
+    if homeless:
+        notes.append(f"left behind, diffusers has no place for it: {', '.join(homeless[:4])}")
+    return made
+
+
+def _tokenizers(checkpoint: Checkpoint, notes: list[str]) -> dict[str, dict[str, bytes]]:
+    """The tokenizer folders: the source's own, else CLIP's for an encoder with its vocabulary."""
+    found = dict(checkpoint.tokenizers)
+    lacking = []
+    for component, parameters in checkpoint.components.items():
+        name = component.replace("text_encoder", "tokenizer")
+        table = parameters.get("text_model.embeddings.token_embedding.weight")
+        if not component.startswith("text_encoder") or name in found:
+            continue
+        if table is not None and table.shape[0] == SIZE:
+            positions = parameters["text_model.embeddings.position_embedding.weight"].shape[0]
+            found[name] = clip_tokenizer(padding(checkpoint.family or "", component), positions)
+            notes.append(f"{name}: CLIP's own, because the source has none")
+        else:
+            lacking.append(name)
+    if lacking:
+        notes.append(f"{', '.join(lacking)}: to be copied from the base model's own folder; the source has none")
+    return found
+
+
+def _scheduler(checkpoint: Checkpoint, notes: list[str]) -> dict[str, Any] | None:
+    """The family's scheduler, for a source that has none."""
+    unet, family = checkpoint.components.get("unet", {}), checkpoint.family or ""
+    predicts, reason = prediction_type(family, unet, checkpoint.extras, checkpoint.metadata)
+    made = scheduler_config(family, predicts) if unet else None
+    if made is not None:
+        notes.append(f"scheduler: {family}'s, which predicts {predicts.removesuffix('_prediction')}: {reason}")
+    elif "transformer" in checkpoint.components or unet:
+        notes.append("scheduler: to be copied from the base model's own folder; the source has none")
     return made
 
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
     kept = {k: v for k, v in checkpoint.metadata.items() if k not in ("format", "sshs_model_hash", "sshs_legacy_hash")}
+    predicts = {"v_prediction": "v", "epsilon": "epsilon"}.get(
+        str(checkpoint.configs.get("scheduler", {}).get("prediction_type", ""))
+    )
+    if predicts and "unet" in checkpoint.components:
+        kept[TOLD_BY] = predicts
     return {**kept, "persona.family": checkpoint.family} if checkpoint.family else kept
 
 

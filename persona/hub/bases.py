@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,20 @@ from persona.hub.registry import packaged, registry
 NEEDED = ("vae", "text_encoder", "tokenizer", "scheduler")
 
 
-def open_base(name: str) -> Base:
-    """Describe the base called `name`. Raises BaseModelError when it cannot be found or is not a diffusers folder.
+Unpack = Callable[[Path], Path]
+"""From a model that is no diffusers folder of .safetensors to one that is (persona.runs.bases)."""
+
+
+def open_base(name: str, unpack: Unpack | None = None) -> Base:
+    """Describe the base called `name`. Raises BaseModelError when it cannot be found, or is not a diffusers folder and
+    there is no `unpack` for it.
 
     A run that trained whole weights is a base too: its changed components in front of the base it was trained on."""
     trained = trained_model(Path(name).expanduser())
     if trained is None:
-        return describe(name, locate(name))
+        return describe(name, locate(name, unpack))
     about = _json(trained / "persona.json", name)
-    below = open_base(str(about["base"]))
+    below = open_base(str(about["base"]), unpack)
     if below.hash != about["base_hash"]:
         raise BaseModelError(
             f"{name} was trained on another {about['base']}: its digest is {below.hash[:12]}, "
@@ -47,7 +52,7 @@ def trained_model(path: Path) -> Path | None:
     return next((found for found in (path, path / "model") if (found / "persona.json").is_file()), None)
 
 
-def locate(name: str) -> Path:
+def locate(name: str, unpack: Unpack | None = None) -> Path:
     """The folder of a base: from the registry, a path, or the hub's local cache (downloaded when allowed)."""
     known = registry()["bases"]
     if name in known:
@@ -56,13 +61,15 @@ def locate(name: str) -> Path:
             return packaged(entry["folder"])
         return from_hub(entry["source"])
     path = Path(name).expanduser()
+    if path.is_file() or is_packed(path):
+        if unpack is None:
+            raise BaseModelError(
+                f"{name} is no diffusers folder of .safetensors files.",
+                hint=f"Make one of it: persona convert {name} FOLDER --to diffusers",
+            )
+        return unpack(path.resolve())
     if path.is_dir():
         return path.resolve()
-    if path.is_file():
-        raise BaseModelError(
-            f"{name} is a single file; this version opens diffusers folders.",
-            hint="Unpack it with diffusers' StableDiffusionPipeline.from_single_file(…).save_pretrained(FOLDER)",
-        )
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return from_hub(name)
     here = [str(found.parent) for found in Path().glob("*/model_index.json")]
@@ -70,6 +77,15 @@ def locate(name: str) -> Path:
         f"There is no base model {name}: not a folder here, not a known name. {did_you_mean(name, [*known, *here])}",
         hint="Use the embedded one: --base mini",
     )
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether it is a folder of a model, of whose components one has weights, but no .safetensors in torch's layout: a
+    folder of ppdiffusers or of an old diffusers."""
+    if not (folder / "model_index.json").is_file():
+        return False
+    parts = [part for part in folder.iterdir() if (part / "config.json").is_file()]
+    return any(not _safetensors(part) and any(part.glob("*.pdparams")) + any(part.glob("*.bin")) for part in parts)
 
 
 def from_hub(identifier: str) -> Path:
@@ -134,17 +150,18 @@ def family_of(components: Mapping[str, Mapping[str, Any]]) -> str:
     return "sd2" if components["unet"].get("use_linear_projection") else "sd1"
 
 
+def _safetensors(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*.safetensors"))
+    return [file for file in files if ".fp16." not in file.name and ".non_ema." not in file.name] or files
+
+
 def stored_parameters(folder: Path, name: str) -> dict[str, ParameterShape]:
     """Names, shapes and dtypes of a component's weights, from its safetensors headers."""
-    files = sorted(folder.glob("*.safetensors"))
-    plain = [file for file in files if ".fp16." not in file.name and ".non_ema." not in file.name]
-    files = plain or files
+    files = _safetensors(folder)
     if not files:
-        other = [file.name for file in folder.glob("*") if file.suffix in (".bin", ".ckpt", ".pdparams")]
-        found = f" (it has {', '.join(other)})" if other else ""
         raise BaseModelError(
-            f"The base {name} has no .safetensors weights in {folder}{found}.",
-            hint="Save it again with save_pretrained(FOLDER, safe_serialization=True)",
+            f"The base {name} has no .safetensors weights in {folder}.",
+            hint="Fetch it again, or give another one: --base mini",
         )
     found_parameters = {}
     for file in files:

@@ -18,10 +18,10 @@ from persona.core.training.plan import TrainingPlan
 from persona.core.training.product import adapter_of
 from persona.core.training.run import RunFolder, checkpoints, clear_disk_errors, load_checkpoint
 from persona.formats.containers.safetensors import Safetensors
-from persona.hub.bases import open_base
 from persona.plugins.backends.shared.folder import weight_files
 from persona.plugins.backends.shared.names import is_bookkeeping, published
 from persona.runs.about import product_words, title_of
+from persona.runs.bases import open_any_base
 from persona.runs.products import write_adapter, write_also, write_components
 from persona.runs.recipe import read_recipe
 
@@ -65,7 +65,7 @@ def export(
     plan = run.plan()
     chosen = checkpoint_of(run, step)
     recipe = {key: value for key, (value, _) in read_recipe(run.recipe).items()}
-    base = open_base(str(recipe.get("base") or "mini"))
+    base = open_any_base(str(recipe.get("base") or "mini"), host, lambda text: None)
     if run.facts().get("base_hash") not in (None, base.hash):
         raise ResumeError(f"The base {base.id} is not the one {run.path} was trained on: its digest is another.")
     if any(part.kind == "weights" for part in plan.trains) and also:

@@ -15,9 +15,9 @@ from persona.core.host.contracts import Runtime, SampleRequest
 from persona.core.host.errors import OutputExists, UsageError
 from persona.core.host.host import Host
 from persona.core.training.run import clear_disk_errors
-from persona.hub.bases import open_base
 from persona.runs.abilities import refuse_unable_to_sample
 from persona.runs.backends import choose_backend
+from persona.runs.bases import open_any_base
 from persona.runs.sheet import draw_sheet, save_picture
 
 
@@ -73,7 +73,7 @@ def make_pictures(wish: Wish, host: Host, note: Callable[[str], None] = lambda t
     from persona.core.adapters.entry import Adapter
 
     check_wish(wish)
-    base = open_base(wish.base)
+    base = open_any_base(wish.base, host, note)
     adapters = []
     for file, strength in wish.adapters:
         adapter = load(file)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from persona.core.training.captions import alternatives
 from persona.core.training.plan import Picture, Stream, TrainingPlan
 from persona.core.training.priors import class_picture_folder, missing_class_pictures
 from persona.core.training.settings import TrainSettings
-from persona.hub.bases import cache_folder, open_base
+from persona.hub.bases import cache_folder
+from persona.runs.bases import open_any_base
 from persona.runs.optimizers import with_optimizer
 from persona.runs.pictures import scan_folder
 from persona.runs.products import check_also
@@ -40,9 +41,10 @@ class Prepared:
         return self.recipe.settings.sample_prompts or default_prompts(self.plan)
 
 
-def prepare(recipe: Recipe, host: Host) -> Prepared:
-    """Open the base's description, look at the pictures, let the method make its plan. No framework is imported."""
-    base = open_base(recipe.base)
+def prepare(recipe: Recipe, host: Host, tell: Callable[[str], None] = lambda text: None) -> Prepared:
+    """Open the base's description, look at the pictures, let the method make its plan. No framework is imported.
+    `tell` hears what takes long: a base that has to be converted first."""
+    base = open_any_base(recipe.base, host, tell)
     method = host.load("method", recipe.method)()
     pictures, notes = scan_folder(Path(recipe.data))
     pictures = tuple(as_told(picture, recipe.settings) for picture in pictures)

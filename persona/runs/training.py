@@ -56,7 +56,7 @@ STEADY = ("constant", "constant_with_warmup")
 
 def start(recipe: Recipe, host: Host, *, emit: Emit, stop: Stop) -> RunFolder:
     """Make a run from a recipe and train it to its end."""
-    ready = prepare(recipe, host)
+    ready = prepare(recipe, host, lambda text: emit(Note(text)))
     refuse_without_room(ready.plan, ready.base, recipe)
     backend = choose_backend(host, recipe.backend)
     refuse_unable(backend, ready.plan, ready.base, recipe.device)
@@ -87,7 +87,7 @@ def resume(run: RunFolder, recipe: Recipe, host: Host, *, allow_change: bool, em
 
     Raises ResumeError, naming the differences, when data, base or options are not what they were."""
     run.check()
-    ready = prepare(recipe, host)
+    ready = prepare(recipe, host, lambda text: emit(Note(text)))
     backend = choose_backend(host, recipe.backend or run.facts().get("backend"))
     devices = devices_of(backend, recipe, ready.plan)
     if len(devices) > 1:

@@ -153,7 +153,7 @@ def test_a_recipe_with_an_unknown_key_a_wrong_value_or_no_yaml_is_answered_with_
     recipe = tmp_path / "my.yaml"
     for text, said, hint in [
         ("method: dreambooth\nclass_word: toy\n\nstepps: 3\n", "line 4: unknown key stepps", "Did you mean steps?"),
-        ("method: lora\nqqqqq: 3\n", "line 2: unknown key qqqqq", "Known keys: accumulation, "),
+        ("method: lora\nqqqqq: 3\n", "line 2: unknown key qqqqq", "Known keys: accelerate_config, accumulation, "),
         ("method: lora\nsteps: soon\n", "line 2: --steps 'soon' is not a whole number", "--steps 10"),
         ("method: lora\nsteps: 0\n", "line 2: --steps 0 is too small", "--steps 1"),
         ("method: lora\nrandom_flip: 3\n", "line 2: --random-flip 3 is not true or false", "--no-random-flip"),

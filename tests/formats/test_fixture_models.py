@@ -68,7 +68,7 @@ def test_a_single_file_becomes_a_folder_with_the_configs_that_shapes_can_tell() 
             made[f"{component}/config.json"].document,
             json.loads((FOLDER / component / "config.json").read_text()),
         )
-        unknowable = {"attention_head_dim", "norm_num_groups", "num_attention_heads"}
+        unknowable = {"attention_head_dim", "norm_num_groups", "num_attention_heads", "sample_size"}
         assert ours is not None
         assert {k: v for k, v in ours.items() if k not in unknowable} == {
             k: theirs[k] for k in ours if k not in unknowable

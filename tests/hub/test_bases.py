@@ -76,8 +76,12 @@ def broken(tiny_sd1, folder, change):
         (lambda base: shutil.rmtree(base / "tokenizer"), "lacks its tokenizer folder"),
         (lambda base: (base / "vae" / "config.json").unlink(), "has no config.json"),
         (
-            lambda base: (base / "unet" / "diffusion_pytorch_model.safetensors").rename(base / "unet" / "x.bin"),
+            lambda base: (base / "unet" / "diffusion_pytorch_model.safetensors").unlink(),
             "no .safetensors weights in",
+        ),
+        (
+            lambda base: (base / "unet" / "diffusion_pytorch_model.safetensors").rename(base / "unet" / "x.bin"),
+            "is no diffusers folder of .safetensors files",
         ),
         (
             lambda base: (base / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"\xff" * 100),

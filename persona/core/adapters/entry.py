@@ -131,7 +131,8 @@ class Adapter:
 @dataclass
 class Checkpoint:
     """A whole model (or some of its components), streamed: `components[name][parameter]` is a TensorRef in torch
-    layout under diffusers' parameter names; `configs[name]` the component's config when the source had one."""
+    layout under diffusers' parameter names; `configs[name]` the component's config when the source had one, and
+    `tokenizers[name]` the files of its tokenizer folders, by their names."""
 
     family: str | None
     components: dict[str, dict[str, TensorRef]]
@@ -141,3 +142,4 @@ class Checkpoint:
     source: Source | None = None
     notes: list[str] = field(default_factory=list)
     leftovers: list[Leftover] = field(default_factory=list)
+    tokenizers: dict[str, dict[str, bytes]] = field(default_factory=dict)

@@ -239,14 +239,14 @@ class Told:
 
 @dataclass(frozen=True)
 class Output:
-    """One file that a dialect writes: tensors with text metadata, or a JSON `document`.
+    """One file that a dialect writes: tensors with text metadata, or a JSON `document`, or bytes as they are.
 
     `name` is its path below the destination when the dialect is a folder, "" when it is a single file."""
 
     tensors: Mapping[str, TensorRef] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
-    document: Mapping[str, Any] | None = None
+    document: Mapping[str, Any] | bytes | None = None
 
 
 class Dialect(Protocol):

@@ -20,6 +20,10 @@ HEADS: dict[str, Any] = {
     "sdxl-refiner": [6, 12, 24, 24],
 }
 """`attention_head_dim`, which in diffusers' UNet is the number of heads."""
+SAMPLES = {"sdxl": 128, "sdxl-refiner": 128, "kolors": 128}
+"""`sample_size`, the side of the latents a UNet was trained on, where it is not 64 (512 pixels)."""
+SAMPLE_OF_SD2_V = 96
+"""SD2 was published twice: for 512 pixels, predicting noise, and for 768, predicting v."""
 PIPELINES = {
     "sdxl": "StableDiffusionXLPipeline",
     "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline",
@@ -53,6 +57,7 @@ def unet_config(parameters: Tensors, family: str) -> dict[str, Any]:
         "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
         "in_channels": parameters["conv_in.weight"].shape[1],
         "out_channels": parameters["conv_out.weight"].shape[0],
+        "sample_size": SAMPLES.get(family, 64),
         "layers_per_block": _count(parameters, r"^down_blocks\.0\.resnets\.(\d+)\."),
         "norm_num_groups": _groups(channels[0]),
         "transformer_layers_per_block": depth if len(set(depth)) > 1 else depth[0],
@@ -162,6 +167,28 @@ def model_index(components: Mapping[str, Tensors], family: str) -> dict[str, Any
     classes = {**CLASSES, **OWN_CLASSES.get(family, {})}
     index.update({name: classes[name] for name in components if name in classes})
     return index
+
+
+def index_of_others(
+    tokenizers: Mapping[str, Mapping[str, bytes]], scheduler: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What `model_index.json` says of tokenizers and the scheduler."""
+    found = {
+        name: ["transformers", "T5TokenizerFast" if "spiece.model" in files else "CLIPTokenizer"]
+        for name, files in tokenizers.items()
+    }
+    return found | ({"scheduler": ["diffusers", scheduler["_class_name"]]} if scheduler else {})
+
+
+def in_diffusers_words(index: Mapping[str, Any]) -> dict[str, Any]:
+    """A `model_index.json` with the libraries of diffusers, where ppdiffusers named its own."""
+    libraries = {"ppdiffusers": "diffusers", "paddlenlp.transformers": "transformers",
+                 "ppdiffusers.transformers": "transformers"}  # fmt: skip
+    return {
+        name: [libraries.get(value[0], value[0]), *value[1:]] if isinstance(value, list) and value else value
+        for name, value in index.items()
+        if name != "_ppdiffusers_version"
+    }
 
 
 def _count(parameters: Tensors, pattern: str) -> int:

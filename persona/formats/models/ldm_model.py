@@ -44,6 +44,8 @@ RECALCULATED = re.compile(
 )
 """Schedules, averages and counters: every reader makes its own."""
 KEPT = re.compile(r"(?:logit_scale|text_projection|transformer\.resblocks\.23\.)")
+FLAGS = ("v_pred", "ztsnr")
+"""Empty tensors by which checkpoints of SDXL say that they predict v, and that their last step is pure noise."""
 SECOND_LAST_LAYERS = 23  # diffusers' SD2 keeps 23 of OpenCLIP's 24 layers, because the penultimate output is used
 
 
@@ -95,6 +97,8 @@ def _encoder(parts: Parts, key: str, ref: TensorRef, layers: Mapping[str, int]) 
     found = next((row for row in ENCODERS if key.startswith(row[0])), None)
     if RECALCULATED.search(key):
         parts.dropped.append(key)
+    elif key in FLAGS:
+        parts.extras[key] = ref
     elif found is None:
         parts.unknown.append(key)
     elif found[2] == "t5":
