@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from persona.core.adapters import svd
-from persona.core.adapters.delta import needs_base
+from persona.core.adapters.delta import called, needs_base
 from persona.core.adapters.entry import Adapter, Entry, Scale
 from persona.core.adapters.expansion import as_lora
 from persona.core.adapters.reshaping import same_bits
@@ -37,8 +37,9 @@ def resize(adapter: Adapter, rank: int | None = None, energy: float | None = Non
             entries[key] = entry
             continue
         if needs_base(entry):
-            what = "DoRA" if entry.magnitude is not None else entry.algorithm
-            raise ConversionError(f"{entry.name}: the rank of {what} cannot be changed without the base model.")
+            raise ConversionError(
+                f"{entry.name}: the rank of {called(entry)} cannot be changed without the base model."
+            )
         reduced = _truncated(as_lora(entry), rank, energy)
         entries[key] = reduced.entry
         kept[entry.name] = 1.0 if _vanishes(entry) else reduced.kept

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from peer_adapters import UNET
-from peft import IA3Config, LoHaConfig, LoKrConfig, PeftModel, get_peft_model
+from peft import BOFTConfig, IA3Config, LoHaConfig, LoKrConfig, OFTConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -112,6 +112,58 @@ def test_widths_divided_in_two_ways_become_lora(tmp_path: Path) -> None:
     for name, module in ((flat, QUERY), (key, QUERY.replace("to_q", "to_k").replace("attn1", "attn2"))):
         product = np.kron(tensors[f"{name}.lokr_w1"], tensors[f"{name}.lokr_w2"])
         np.testing.assert_allclose(found[f"{module}.weight"], product, atol=1e-5, rtol=1e-4)
+
+
+ROTATIONS: tuple[Any, ...] = (
+    OFTConfig(oft_block_size=4, target_modules=["to_q", "proj_in"], use_cayley_neumann=False),
+    *(
+        OFTConfig(oft_block_size=4, target_modules=["to_q"], num_cayley_neumann_terms=terms)
+        for terms in (2, 3, 4, 5, 6)
+    ),
+    OFTConfig(oft_block_size=4, target_modules=["to_q", "ff.net.2"], block_share=True),
+    BOFTConfig(boft_block_size=4, target_modules=["to_q", "conv1", "proj_in"]),
+)
+
+
+@pytest.mark.parametrize("config", ROTATIONS, ids=lambda config: config.peft_type.value)
+def test_pefts_rotations_change_what_peft_itself_changes(config: Any, tmp_path: Path) -> None:
+    """With the base they become LoRA of full rank, and PEFT makes the same of that."""
+    wanted = trained(config, tmp_path / "in")
+    with pytest.raises(persona.PersonaError, match="base model's weight") as problem:
+        persona.convert(tmp_path / "in", tmp_path / "k.safetensors", to="kohya", family="sd1")
+    assert problem.value.hint == "--base MODEL"
+    unet().save_pretrained(tmp_path / "base/unet")  # type: ignore[operator]
+    base = str(tmp_path / "base")
+    persona.convert(tmp_path / "in", tmp_path / "out", to="peft", family="sd1", base=base)
+    found = changes(PeftModel.from_pretrained(unet(), str(tmp_path / "out")))
+    for name, change in wanted.items():
+        np.testing.assert_allclose(found[name], change, atol=2e-6, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (OFTConfig(oft_block_size=4, target_modules=["conv1"]), "3x3 does one thing"),
+        (OFTConfig(oft_block_size=4, target_modules=["to_q"], coft=True), "coft"),
+    ],
+)
+def test_rotations_whose_meaning_is_not_one_are_refused(config: Any, words: str, tmp_path: Path) -> None:
+    trained(config, tmp_path)
+    with pytest.raises(persona.PersonaError, match=words) as problem:
+        persona.load(tmp_path)
+    assert "merge_and_unload()" in problem.value.hint
+
+
+def test_pefts_oft_of_a_convolution_runs_otherwise_than_it_merges() -> None:
+    """Why it is refused: the inputs are turned patch by patch and laid over each other again."""
+    torch.manual_seed(1)
+    layer = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3))
+    model = get_peft_model(layer, OFTConfig(oft_block_size=4, target_modules=["0"]))
+    for parameter in model.parameters():
+        parameter.data = parameter.data + 0.1 * torch.randn_like(parameter)
+    pictures = torch.randn(2, 4, 8, 8)
+    before = model(pictures)
+    assert (before - model.merge_and_unload()(pictures)).abs().max() > 0.5  # type: ignore[operator]
 
 
 def test_ia3_of_lycoris_is_pefts_and_back(tmp_path: Path) -> None:

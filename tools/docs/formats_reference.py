@@ -33,6 +33,8 @@ Descriptions of these formats contradict files that the programs themselves wrot
 | mindone.diffusers keeps alpha as diffusers does | 0.3 writes none and looks for none in a header; 0.5 does both |
 | CLIP's names begin with `text_model.` | transformers 5.6 and later leave it out, and older readers then draw random weights without an error: it is read either way and always written; a PEFT folder for CLIPTextModel gets both spellings, because PEFT passes over the one its model does not have |
 | PEFT's LoHa and LoKr apply alpha / rank as LyCORIS does | they do; it is LyCORIS' own merge that applies it twice (4.1.3) |
+| OFT is OFT | LyCORIS and sd-scripts turn the outputs of a layer, PEFT the inputs: PEFT's OFT and BOFT folders are rewritten, or merged into a base, with the base's weights (`--base`), and LyCORIS' are carried to LyCORIS' dialects as they are |
+| PEFT's OFT of a convolution is what it merges | for kernels over 1x1 its run and its merge differ by as much as the weight (0.21): refused, as is what `use_cayley_neumann` meant before 0.18 |
 
 The consumers' own loaders were asked as well: `make test-peers`.
 """  # noqa: E501 - the rows of a table
@@ -161,7 +163,7 @@ def loses(slots: Slots) -> str:
     parts = [folded[slots.alpha]] if slots.alpha in folded else []
     parts += [] if slots.tucker else ["Tucker: multiplied out"]
     parts += [] if slots.algorithms - {"lora"} else ["LoHa, LoKr: as LoRA of a higher rank"]
-    parts += ["several methods, or LoKr divided in several ways: as LoRA", "OFT: refused"] if slots.folder else []
+    parts += ["several methods, or LoKr divided in several ways: as LoRA", "OFT, BOFT: refused"] if slots.folder else []
     missing = {"out", "in"} - slots.magnitude
     if missing == {"out", "in"}:
         parts.append("DoRA: needs the base model")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from persona.core.adapters import expansion, svd
-from persona.core.adapters.delta import delta, needs_base
+from persona.core.adapters.delta import called, delta, needs_base
 from persona.core.adapters.entry import Adapter, Entry
 from persona.core.adapters.folding import folded, folds_exactly
 from persona.core.adapters.fusion import is_fused
@@ -191,7 +191,7 @@ def _fit_algorithm(entry: Entry, slots: Slots, wishes: Wishes, steps: list[Step]
         if entry.algorithm == "ia3" and ("ia3_l" in entry.factors) != (slots.ia3 == "peft"):
             steps.append(Step(entry.name, "offset", "one rounding", "PEFT multiplies by 1 plus what LyCORIS keeps"))
         return _truncated_if_asked(entry, wishes, steps)
-    what = f"DoRA along the {entry.magnitude.axis}put" if entry.magnitude is not None else entry.algorithm
+    what = f"DoRA along the {entry.magnitude.axis}put" if entry.magnitude is not None else called(entry)
     if entry.algorithm in ("oft", "boft", "opaque", "norm") or "lora" not in slots.algorithms:
         raise Refused(f"it has no place for {what}")
     base = wishes.base.get(entry.name) if wishes.base is not None else None

@@ -13,28 +13,35 @@ import numpy as np
 
 from persona.core.adapters.entry import Entry
 from persona.core.adapters.fusion import is_fused, members, row_sizes
+from persona.core.adapters.rotation import turned
 from persona.core.host.errors import ConversionError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-NEEDS_BASE = frozenset({"ia3", "glora"})
+NEEDS_BASE = frozenset({"ia3", "glora", "peft_oft", "peft_boft"})
 
 
 def needs_base(entry: Entry) -> bool:
-    """Whether the delta depends on the weight it is added to: DoRA, IA3 and GLoRA."""
+    """Whether the delta depends on the weight it is added to: DoRA, IA3, GLoRA, PEFT's OFT and BOFT."""
     return entry.magnitude is not None or entry.algorithm in NEEDS_BASE
+
+
+def called(entry: Entry) -> str:
+    """What an entry is, in words."""
+    if entry.magnitude is not None:
+        return "DoRA"
+    return {"peft_oft": "PEFT's OFT", "peft_boft": "PEFT's BOFT"}.get(entry.algorithm, entry.algorithm)
 
 
 def delta(entry: Entry, base_weight: Any = None) -> Array:
     """What `entry` adds at strength 1: float32, [out, in] or [out, in, kh, kw].
 
-    `base_weight` is the weight it is added to, for DoRA, IA3 and GLoRA. Raises ConversionError when it is missing, and
-    for algorithms that are kept opaque (OFT, BOFT).
+    `base_weight` is the weight it is added to, where `needs_base` says so. Raises ConversionError when it is missing,
+    and for algorithms that are kept opaque (LyCORIS' OFT and BOFT).
     """
     if entry.algorithm not in _DELTAS:
         raise ConversionError(f"{entry.name}: {entry.algorithm} is carried as it is; its ΔW is not computed.")
     if needs_base(entry) and base_weight is None:
-        what = "DoRA" if entry.magnitude is not None else entry.algorithm
-        raise ConversionError(f"{entry.name}: {what} needs the base model's weight.", hint="--base MODEL")
+        raise ConversionError(f"{entry.name}: {called(entry)} needs the base model's weight.", hint="--base MODEL")
     base = None if base_weight is None else np.asarray(base_weight).astype(np.float64)
     change = _in_kernel_shape(entry, _DELTAS[entry.algorithm](entry, base))
     if "scalar" in entry.factors:  # LyCORIS use_scalar, normally multiplied in when saved
@@ -178,6 +185,11 @@ def _glora(entry: Entry, base: Array | None) -> Array:
     return np.asarray(entry.scale.value * (product + np.einsum("oi...,ij->oj...", base, a1 @ a2)))
 
 
+def _turned(entry: Entry, base: Array | None) -> Array:
+    assert base is not None
+    return turned(entry, base)
+
+
 _DELTAS: dict[str, Callable[[Entry, Array | None], Array]] = {
     "lora": _lora,
     "loha": _loha,
@@ -186,6 +198,8 @@ _DELTAS: dict[str, Callable[[Entry, Array | None], Array]] = {
     "norm": _difference,
     "ia3": _ia3,
     "glora": _glora,
+    "peft_oft": _turned,
+    "peft_boft": _turned,
 }
 
 

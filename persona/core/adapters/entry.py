@@ -12,7 +12,11 @@ import numpy as np
 from persona.core.adapters.tensor import TensorRef
 
 ScaleMode = Literal["rank", "sqrt_rank", "none"]
-Algorithm = Literal["lora", "loha", "lokr", "full", "norm", "ia3", "glora", "oft", "boft", "opaque"]
+Algorithm = Literal[
+    "lora", "loha", "lokr", "full", "norm", "ia3", "glora", "oft", "boft", "peft_oft", "peft_boft", "opaque"
+]
+
+"""`oft` and `boft` are LyCORIS' and sd-scripts', which turn the outputs of a layer; PEFT's turn its inputs."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from persona.core.adapters.delta import delta
+from persona.core.adapters.delta import delta, needs_base
 from persona.core.adapters.entry import Entry, Scale
 from persona.core.adapters.evidence import weight_shape
 from persona.core.adapters.tensor import TensorRef
@@ -33,10 +33,10 @@ def computed(shape: tuple[int, ...], values: Callable[[], Array], dtype: np.dtyp
 
 
 def as_lora(entry: Entry, base_weight: Any = None) -> Entry:
-    """The same ΔW as plain LoRA, exactly. DoRA, IA3 and GLoRA need the base weight. Raises ConversionError for
-    algorithms that are opaque, and for norms, which are not matrices."""
+    """The same ΔW as plain LoRA, exactly; the base weight is needed where `needs_base` says so. Raises ConversionError
+    for algorithms that are opaque, and for norms, which are not matrices."""
     entry = without_scalar(entry)
-    if entry.magnitude is not None or entry.algorithm in ("ia3", "glora"):
+    if needs_base(entry):
         return difference_as_lora(as_difference(entry, base_weight))
     if entry.algorithm == "lora":
         return without_middle(entry) if "mid" in entry.factors else entry

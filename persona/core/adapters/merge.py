@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from persona.core.adapters.delta import NEEDS_BASE
+from persona.core.adapters.delta import called, needs_base
 from persona.core.adapters.entry import Adapter, Embedding, Entry, Scale
 from persona.core.adapters.expansion import as_lora, wide
 from persona.core.adapters.folding import scaled
@@ -67,10 +67,9 @@ def _comparable(adapters: Sequence[Weighted]) -> list[Weighted]:
 
 def _sum(parts: Sequence[tuple[Entry, float]]) -> Entry:
     for entry, _ in parts:
-        if entry.magnitude is not None or entry.algorithm in NEEDS_BASE:
-            what = "DoRA" if entry.magnitude is not None else entry.algorithm
+        if needs_base(entry):
             raise ConversionError(
-                f"{entry.name}: what {what} adds depends on the base model, so it cannot be added up as it is.",
+                f"{entry.name}: what {called(entry)} adds depends on the base model: it cannot be added up as it is.",
                 hint="Rewrite it as LoRA first: persona convert IN OUT --to diffusers-legacy --base MODEL",
             )
         if entry.algorithm in ("oft", "boft", "opaque"):

@@ -22,6 +22,7 @@ from persona.formats.dialects.lora_config import alpha_from, patterned
 from persona.formats.dialects.metadata import carried
 from persona.formats.dialects.peft_components import auto_mapping, components_told, spellings
 from persona.formats.dialects.peft_methods import METHODS, apart, config_for, in_folder
+from persona.formats.dialects.peft_rotation import told_form
 from persona.formats.dialects.places import diffusers_path, prefixed, unprefixed
 from persona.formats.dialects.spelling import in_modules_shape, spelled
 from persona.formats.dialects.table import Place, TableDialect, anywhere
@@ -155,6 +156,8 @@ class PeftFolder:
         for key, entry in adapter.entries.items():
             if "ia3_l" in entry.factors:
                 adapter.entries[key] = ia3.told_side(entry, config)
+            elif config is not None and entry.algorithm in ("oft", "boft"):
+                adapter.entries[key] = told_form(entry, config)
         return adapter
 
     def speller(self, adapter: Adapter) -> Callable[[Entry], dict[str, TensorRef]]:
