@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -145,19 +146,23 @@ def _beside(path: Path) -> tuple[str, ...]:
 
 def configs_beside(path: Path) -> Mapping[str, Mapping[str, Any]]:
     """The small JSON files next to an adapter that say something about it (PEFT's adapter_config.json).
-    Raises UnreadableFile for one that is not JSON: without it the strength would be guessed."""
+    Raises UnreadableFile for one that cannot be read: without it the strength would be guessed."""
     file = path.parent / "adapter_config.json"
-    if not path.name.startswith("adapter_model"):
+    if not path.name.startswith("adapter_model") or not os.path.lexists(file):
         return {}
     try:
-        if not file.is_file() or file.stat().st_size > LARGEST_CONFIG:
-            return {}
+        if file.stat().st_size > LARGEST_CONFIG:
+            raise UnreadableFile(f"{file} is too large for a configuration.", hint="Fetch the folder again.")
         document = json.loads(file.read_text(encoding="utf-8"))
-    except OSError:
-        return {}
+    except OSError as error:
+        raise UnreadableFile(
+            f"{file} cannot be read: {error.strerror}.", hint=f"Without it the strength is not known: ls -l {file}"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise UnreadableFile(f"{file} is not JSON: {error}.", hint="Fetch the folder again.") from None
-    return {file.name: document} if isinstance(document, dict) else {}
+    if not isinstance(document, dict):
+        raise UnreadableFile(f"{file} is not a JSON object.", hint="Fetch the folder again.")
+    return {file.name: document}
 
 
 def reason(error: BaseException) -> str:

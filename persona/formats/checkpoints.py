@@ -155,6 +155,8 @@ def _read_folder(folder: Path, family: str | None) -> Checkpoint:
             made.configs[component] = read_json(part / "config.json")
     if not made.components:
         raise UnreadableFile(f"{folder} holds no model: none of {', '.join(WEIGHTS)} is in it or its components.")
+    if others := _other_weights(folder, parts):
+        made.notes.append(f"not read, because persona has no other form of it: {', '.join(others)}")
     scheduler = folder / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
         made.configs["scheduler"] = read_json(scheduler)
@@ -168,6 +170,12 @@ def _tokenizer_files(folder: Path) -> dict[str, bytes]:
     """What a tokenizer folder has, by name; nothing where there is none, or a file is absurdly large."""
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     return {file.name: file.read_bytes() for file in files if file.stat().st_size <= LARGEST_JSON}
+
+
+def _other_weights(folder: Path, parts: Sequence[Path]) -> list[str]:
+    """Components beside those that are read, such as a safety checker."""
+    beside = [part for part in sorted(folder.iterdir()) if part.is_dir() and part not in parts] if parts else []
+    return [part.name for part in beside if weight_files(part)]
 
 
 def _settled_family(

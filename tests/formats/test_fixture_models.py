@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from persona.core.adapters.entry import Checkpoint
 from persona.core.adapters.tensor import TensorRef, in_memory
@@ -200,3 +202,12 @@ def test_t37_the_older_attention_names_of_the_autoencoder_are_read() -> None:
     theirs = read_state(FIXTURES / "torch/dreambooth_full_sd15/model.safetensors").tensors
     prefix = "first_stage_model."  # which a file with the autoencoder alone does not have
     same(output.tensors, {name.removeprefix(prefix): ref for name, ref in theirs.items() if name.startswith(prefix)})
+
+
+def test_components_that_have_no_other_form_are_told(tmp_path: Path) -> None:
+    shutil.copytree(FOLDER, tmp_path / "model")
+    for name in ("safety_checker", "image_encoder"):
+        (tmp_path / "model" / name).mkdir()
+        save_file({"a.weight": np.ones((2, 2), np.float32)}, tmp_path / "model" / name / "model.safetensors")
+    assert any(note.endswith("image_encoder, safety_checker") for note in read_checkpoint(tmp_path / "model").notes)
+    assert not any("not read" in note for note in read_checkpoint(FOLDER).notes)

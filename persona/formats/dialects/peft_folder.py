@@ -29,6 +29,8 @@ from persona.formats.dialects.table import Place, TableDialect, anywhere
 from persona.formats.models.families import FAMILIES
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+DEFAULT_ALPHA = 8
+"""What PEFT takes where a config leaves alpha out (LoraConfig, LoHaConfig, LoKrConfig)."""
 READABLE = ("LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT")
 SUFFIXES = {
     "down": ".lora_A.weight",
@@ -66,9 +68,11 @@ def scales(state: State, told: Told) -> StoredScale:
     changed at the start (PiSSA and the like, dialects.md §4.1)."""
     config = told.configs.get(CONFIG, {})
     check_config(config)
+    unsaid = config.get("peft_type") in ("LORA", "LOHA", "LOKR") and not {"lora_alpha", "alpha"} & config.keys()
+    complete = {**config, "lora_alpha": DEFAULT_ALPHA} if unsaid else config
 
     def scale(component: str, module: str, rank: int) -> tuple[float, str, str] | None:
-        found = alpha_from(config, module)
+        found = alpha_from(complete, module)
         if found is None:
             return None
         alpha, mode = found

@@ -383,3 +383,28 @@ def test_rotations_that_cannot_be_known_are_refused(config: Any, shapes: Any, wo
 def test_a_rotation_of_another_base_is_told() -> None:
     with pytest.raises(ConversionError, match="2 blocks of 4 do not make up the 12 inputs"):
         delta(rotation(OFT, oft_R=(2, 6)), np.ones((5, 12)))
+
+
+@pytest.mark.parametrize(("fields", "scale"), [({}, 4.0), ({"alpha_pattern": {"to_q": 6}}, 3.0), ({"alpha": 5}, 2.5)])
+def test_a_config_without_alpha_means_pefts_default(fields: dict[str, Any], scale: float) -> None:
+    """LoraConfig.lora_alpha is 8 where nothing is said; the rank here is 2."""
+    state = state_of(folders(adapter_of([lora_entry("unet", QUERY, 8, 8)]))["adapter_model.safetensors"])
+    read = DIALECT.read(state, Told(configs={CONFIG: {"peft_type": "LORA", "r": 2, **fields}}))
+    assert read.entries[("unet", QUERY)].scale.value == scale
+    assert DIALECT.read(state, Told()).entries[("unet", QUERY)].scale.origin == "assumed"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("[1]", "not a JSON object"), ("{", "not JSON"), (" " * (1 << 24) + "{}", "too large"), (None, "")],
+)
+def test_a_config_that_cannot_be_read_is_no_missing_one(tmp_path: Path, text: str | None, words: str) -> None:
+    persona.save(adapter_of([lora_entry("unet", QUERY, 8, 8)]), tmp_path / "out", to="peft")
+    config = tmp_path / "out" / CONFIG
+    config.unlink()
+    if text is None:
+        config.symlink_to(tmp_path / "nowhere")
+    else:
+        config.write_text(text)
+    with pytest.raises(UnreadableFile, match=words or "cannot be read: No such file"):
+        persona.load(tmp_path / "out")
