@@ -11,7 +11,7 @@ import pytest
 
 from persona.core.adapters.certificate import certify, relative_error
 from persona.core.adapters.conversion import Plan, Wishes, plan
-from persona.core.adapters.delta import delta
+from persona.core.adapters.delta import bias_delta, delta
 from persona.core.adapters.entry import Adapter, Entry, Scale
 from persona.core.adapters.svd import truncate
 from persona.core.adapters.tensor import TensorRef, in_memory
@@ -68,6 +68,34 @@ def test_t5_flux_final_layer_keeps_its_alpha_and_has_its_halves_exchanged() -> N
     np.testing.assert_allclose(
         again.deltas()["transformer.norm_out.linear"], 0.5 * np.roll(up.read(), 12, axis=0) @ down.read(), rtol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "shapes"),
+    [
+        ("lora", {"lora_down.weight": (2, 12), "lora_up.weight": (24, 2), "diff_b": (24,)}),
+        ("full", {"diff": (24, 12), "diff_b": (24,)}),
+        ("loha", {f"hada_w{k}_{side}": (24, 2) if side == "a" else (2, 12) for k in "12" for side in "ab"}),
+        ("lokr", {"lokr_w1": (4, 3), "lokr_w2": (6, 4)}),
+        ("lokr", {"lokr_w1_a": (4, 1), "lokr_w1_b": (1, 3), "lokr_w2_a": (6, 1), "lokr_w2_b": (1, 4)}),
+        ("lora of lokr", {"lokr_w1": (3, 4), "lokr_w2": (8, 3), "diff_b": (24,)}),
+    ],
+)
+def test_t5_the_halves_of_every_algorithm_are_exchanged(algorithm: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    """The same factors on a layer whose halves stay say what they add; the final layer's are rolled by one half."""
+    values = {name: tensor(*shape) for name, shape in shapes.items()}
+    found = []
+    for module in ("final_layer_adaLN_modulation_1", "double_blocks_0_img_mlp_0"):
+        named = {f"lora_unet_{module}.{name}": value for name, value in values.items()}
+        adapter = read(named, Told(family="flux1"))
+        (entry,) = adapter.entries.values()
+        found.append((delta(entry), bias_delta(entry)))
+        if module.startswith("final") and algorithm != "lora of lokr":
+            back = converted(adapter, "kohya")
+            assert all(np.array_equal(back[key].read(), ref.read()) for key, ref in named.items())
+    (rolled, rolled_bias), (plain, bias) = found
+    np.testing.assert_allclose(rolled, np.roll(plain, 12, axis=0), rtol=1e-5, atol=1e-6)
+    assert bias is None or np.array_equal(np.roll(bias, 12), rolled_bias)
 
 
 def test_t6_all_groups_outside_flux_blocks_get_a_component() -> None:

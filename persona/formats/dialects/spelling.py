@@ -12,6 +12,7 @@ import numpy as np
 
 from persona.core.adapters.entry import Adapter, Entry, Magnitude
 from persona.core.adapters.evidence import module_kernel, weight_shape
+from persona.core.adapters.expansion import as_lora
 from persona.core.adapters.reshaping import reshaped, swapped_halves, transposed
 from persona.core.adapters.slots import Slots
 from persona.core.adapters.tensor import TensorRef, in_memory
@@ -115,13 +116,27 @@ def halves_swapped(entry: Entry) -> bool:
 
 
 def with_swapped_halves(entry: Entry) -> Entry:
-    """Shift and scale exchanged: the row halves of up, of a difference, of the output axis' magnitude."""
-    halved = {"lora": ("up",), "full": ("diff", "diff_b"), "loha": ("w1_a", "w2_a")}.get(entry.algorithm)
+    """Shift and scale exchanged: the row halves of whatever stands for the outputs. LoKr's rows are its first half's,
+    times those of the second: where the first has an even number, exchanging its halves does it. GLoRA's other product
+    is of the base's own rows, which are exchanged too."""
+    if entry.algorithm == "lokr" and entry.factors["w1" if "w1" in entry.factors else "w1_a"].shape[0] % 2:
+        entry = as_lora(entry)
+    halved = _OUTPUTS.get(entry.algorithm)
     if halved is None or "t1" in entry.factors:
         raise NoPlace(entry.name, f"the halves of a {entry.algorithm} modulation cannot be exchanged")
-    factors = {name: swapped_halves(ref) if name in halved else ref for name, ref in entry.factors.items()}
+    factors = {name: swapped_halves(ref) if name in (*halved, "diff_b") else ref for name, ref in entry.factors.items()}
     magnitude = entry.magnitude
     if magnitude is not None and magnitude.axis == "out":
         magnitude = Magnitude(swapped_halves(magnitude.vector), "out")
     bias = swapped_halves(entry.bias) if entry.bias is not None else None
     return replace(entry, factors=factors, magnitude=magnitude, bias=bias)
+
+
+_OUTPUTS: dict[str, tuple[str, ...]] = {
+    "lora": ("up",),
+    "full": ("diff",),
+    "loha": ("w1_a", "w2_a"),
+    "lokr": ("w1", "w1_a"),
+    "glora": ("b1",),
+}
+"""Algorithm -> the factors that have a row for each output."""

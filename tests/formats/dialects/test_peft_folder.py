@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 import persona
 from persona.core.adapters.conversion import plan
@@ -252,137 +252,6 @@ def test_the_reason_why_a_method_is_given_up_is_told() -> None:
     details = {step.module.rpartition(".")[2]: step.detail for step in made.steps}
     assert details["to_q"].endswith("LoRA of rank 4: a folder has one method, and these are loha and lora")
     assert "one method" not in details["to_k"]
-
-
-PROJECTION, SECOND = "down_blocks.0.attentions.0.proj_in", "down_blocks.0.resnets.1.conv1"
-
-
-@pytest.mark.parametrize("to", ["peft", "diffusers", "mindone"])
-@pytest.mark.parametrize(
-    ("path", "family", "written"),
-    [
-        (PROJECTION, "sd1", (320, 320, 1, 1)),
-        (PROJECTION.replace("blocks.0", "blocks.1"), "sdxl", (640, 640)),
-        (QUERY, "sd1", (320, 320)),
-        (SECOND, "sd1", (320, 320, 3, 3)),
-    ],
-)
-@pytest.mark.parametrize("shown", [True, False])
-def test_factors_get_the_axes_of_the_module_they_are_for(tmp_path, to, path, family, written, shown) -> None:
-    """fastsdcpu#82: PEFT's layers load no others. SD1's proj_in is a convolution and SDXL's a linear layer; some
-    trainers show a 1x1 that is not there, or leave out one that is."""
-    width, window = written[0], written[2:] or (1, 1)
-    down, up = RNG.standard_normal((2, width, *window)), RNG.standard_normal((width, 2, 1, 1))
-    flat = f"lora_unet_{path.replace('.', '_')}"
-    tensors = {f"{flat}.lora_down.weight": down, f"{flat}.lora_up.weight": up}
-    if not shown:
-        tensors = {name: value.reshape(value.shape[0], -1) for name, value in tensors.items()}
-    save_file({name: value.astype(np.float32) for name, value in tensors.items()}, tmp_path / "k.safetensors")
-    out = tmp_path / ("out" if to == "peft" else "out.safetensors")
-    persona.convert(tmp_path / "k.safetensors", out, to=to, family=family)
-    found = load_file(out / "adapter_model.safetensors" if to == "peft" else out)
-    shapes = {value.shape for value in found.values()}
-    assert shapes == {(2, width, *written[2:]), (width, 2, *(1 for _ in written[2:]))}
-    (change,) = persona.load(out, family=family).deltas().values()
-    product = np.einsum("or,rihw->oihw", up[:, :, 0, 0], down)
-    np.testing.assert_allclose(change, product.reshape(written), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 1, 1)])
-def test_the_whole_half_of_lokr_gets_the_axes_of_its_module(tmp_path, shape: tuple[int, ...]) -> None:
-    for path, written in ((PROJECTION, (4, 4, 1, 1)), (QUERY, (4, 4))):
-        factors = {"w1": RNG.standard_normal((2, 2)), "w2": RNG.standard_normal(shape)}
-        flat = f"lora_unet_{path.replace('.', '_')}.lokr_"
-        name = path.rpartition(".")[2]
-        save_file({flat + key: v.astype(np.float32) for key, v in factors.items()}, tmp_path / f"{name}.safetensors")
-        persona.convert(tmp_path / f"{name}.safetensors", tmp_path / name, to="peft", family="sd1")
-        found = load_file(tmp_path / name / "adapter_model.safetensors")
-        assert found[f"base_model.model.{path}.lokr_w2"].shape == written
-
-
-def test_a_projection_of_an_open_family_keeps_the_axes_it_has(tmp_path) -> None:
-    """A narrow model can be SD1's kin or SD2's: nobody knows whether its proj_in is a convolution."""
-    key = f"unet.{PROJECTION}"
-    for shape in ((2, 8), (2, 8, 1, 1)):
-        down, up = np.ones(shape, np.float32), np.ones((8, 2, *shape[2:]), np.float32)
-        save_file({f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}, tmp_path / f"{len(shape)}.safetensors")
-        persona.convert(tmp_path / f"{len(shape)}.safetensors", tmp_path / f"{len(shape)}", to="peft")
-        found = load_file(tmp_path / f"{len(shape)}" / "adapter_model.safetensors")
-        assert found[f"base_model.model.{PROJECTION}.lora_A.weight"].shape == shape
-
-
-@pytest.mark.parametrize(("family", "to"), [("sdxl", "mindone-sdv2"), ("sdxl", "mindpet"), ("sd1", "mindone-sdxl")])
-def test_a_program_for_other_models_gets_no_file(tmp_path, family: str, to: str) -> None:
-    path = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
-    adapter = adapter_of([lora_entry("unet", path, 640, 2048 if family == "sdxl" else 768)], family)
-    with pytest.raises(ConversionError, match=f"and this is one of {family}"):
-        persona.save(adapter, tmp_path / "out.ckpt", to=to)
-
-
-def rotation(config: dict[str, Any], **shapes: tuple[int, ...]) -> Entry:
-    tensors = {f"base_model.model.{QUERY}.{name}": RNG.standard_normal(shape) for name, shape in shapes.items()}
-    tensors = {f"{key}.weight" if key.endswith(".oft_R") else key: value for key, value in tensors.items()}
-    state = state_of(Output({key: in_memory(value.astype(np.float32)) for key, value in tensors.items()}))
-    (entry,) = DIALECT.read(state, Told(configs={CONFIG: config})).entries.values()
-    return entry
-
-
-OFT = {"peft_type": "OFT", "oft_block_size": 4, "peft_version": "0.21.2@main"}
-NEUMANN = {**OFT, "use_cayley_neumann": True}
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_pefts_oft_turns_the_inputs_block_by_block(shared: bool) -> None:
-    """(I − Q)·(I + Q)⁻¹ of each block, by hand: it is orthogonal, and W' = W·Rᵀ. A loop over rows and blocks."""
-    entry = rotation(OFT, oft_R=(1 if shared else 2, 6))
-    base = RNG.standard_normal((5, 8))
-    after = base + delta(entry, base)
-    np.testing.assert_allclose(np.linalg.norm(after, axis=1), np.linalg.norm(base, axis=1), rtol=1e-5)
-    upper = np.asarray(entry.factors["oft_R"], np.float64)
-    for block in range(2):
-        skew, at = np.zeros((4, 4)), 0
-        for row in range(4):
-            for column in range(row + 1, 4):
-                skew[row, column] = upper[0 if shared else block][at]
-                at += 1
-        skew -= skew.T
-        turn = np.linalg.solve((np.eye(4) + skew).T, (np.eye(4) - skew).T).T
-        part = slice(4 * block, 4 * block + 4)
-        np.testing.assert_allclose(after[:, part], base[:, part] @ turn.T, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(("terms", "last"), [(1, 0), (2, 2), (5, 1)])
-def test_the_series_of_pefts_oft_is_cut_as_peft_cuts_it(terms: int, last: int) -> None:
-    entry = rotation({**NEUMANN, "num_cayley_neumann_terms": terms}, oft_R=(2, 1))
-    small = np.asarray(entry.factors["oft_R"], np.float64)[0, 0]
-    skew, turn = np.array([[0, small], [-small, 0]]), np.eye(2)
-    for power in range(1, terms):
-        turn = turn + (last if power == terms - 1 else 2) * np.linalg.matrix_power(skew, power)
-    base = np.eye(4)
-    np.testing.assert_allclose((base + delta(entry, base))[:2, :2], turn.T, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("config", "shapes", "words"),
-    [
-        ({"peft_type": "OFT"}, {"oft_R": (2, 6)}, "before 0.16"),
-        (OFT, {"oft_R": (2, 5)}, "before 0.16"),
-        (OFT, {"oft_R": (2, 4, 4)}, "before 0.16"),
-        ({**NEUMANN, "peft_version": "0.17.1"}, {"oft_R": (2, 6)}, "PEFT before 0.18"),
-        ({**NEUMANN, "peft_version": None}, {"oft_R": (2, 6)}, "PEFT before 0.18"),
-        ({**OFT, "coft": True}, {"oft_R": (2, 6)}, "coft"),
-        ({"peft_type": "BOFT"}, {"boft_R": (2, 2, 4, 4), "boft_s": (8, 1)}, "2 butterfly factors"),
-        ({"peft_type": "BOFT"}, {"boft_R": (1, 2, 4, 4)}, "boft_s"),
-    ],
-)
-def test_rotations_that_cannot_be_known_are_refused(config: Any, shapes: Any, words: str) -> None:
-    with pytest.raises(UnreadableFile, match=words):
-        rotation(config, **shapes)
-
-
-def test_a_rotation_of_another_base_is_told() -> None:
-    with pytest.raises(ConversionError, match="2 blocks of 4 do not make up the 12 inputs"):
-        delta(rotation(OFT, oft_R=(2, 6)), np.ones((5, 12)))
 
 
 @pytest.mark.parametrize(("fields", "scale"), [({}, 4.0), ({"alpha_pattern": {"to_q": 6}}, 3.0), ({"alpha": 5}, 2.5)])
