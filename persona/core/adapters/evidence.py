@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -159,12 +159,16 @@ def kernel_of(entry: Entry, families: Iterable[Family]) -> tuple[int, ...] | Non
     return None
 
 
-def module_kernel(entry: Entry, families: Iterable[Family]) -> tuple[int, ...] | None:
-    """The kernel of the module itself, whatever its factors show: what all families have that know a module of that
-    form, () for a linear layer, None where they differ or know none."""
-    found = {
-        forms(config).get(form(entry.path))
-        for family in families
-        for config in family.components.get(entry.component, ())
-    } - {None}
-    return found.pop() if len(found) == 1 else None
+def module_kernels(families: Iterable[Family]) -> Callable[[Entry], tuple[int, ...] | None]:
+    """The kernel of the module itself, whatever an entry's factors show: what all families have that know a module of
+    that form, () for a linear layer, None where they differ or know none."""
+    listed, tables = list(families), dict[str, list[dict[str, tuple[int, ...]]]]()
+
+    def kernel(entry: Entry) -> tuple[int, ...] | None:
+        component, wanted = entry.component, form(entry.path)
+        if component not in tables:
+            tables[component] = [forms(config) for family in listed for config in family.components.get(component, ())]
+        found = {table[wanted] for table in tables[component] if wanted in table}
+        return found.pop() if len(found) == 1 else None
+
+    return kernel

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from persona.core.adapters.entry import Adapter, Entry, Magnitude
-from persona.core.adapters.evidence import module_kernel, weight_shape
+from persona.core.adapters.evidence import module_kernels, weight_shape
 from persona.core.adapters.expansion import as_lora
 from persona.core.adapters.reshaping import reshaped, swapped_halves, transposed
 from persona.core.adapters.slots import Slots
@@ -90,10 +90,10 @@ def in_modules_shape(adapter: Adapter) -> Callable[[Entry], Entry]:
     layers take no others, so that [rank, in, 1, 1] on a linear layer or [rank, in·kh·kw] on a convolution would not
     load (dialects.md §2.2)."""
     names = [adapter.family] if adapter.family else sorted(adapter.families)
-    families = [FAMILIES[name] for name in names if name in FAMILIES]
+    kernel_of = module_kernels(FAMILIES[name] for name in names if name in FAMILIES)
 
     def shaped(entry: Entry) -> Entry:
-        kernel = None if "mid" in entry.factors else module_kernel(entry, families)
+        kernel = None if "mid" in entry.factors else kernel_of(entry)
         if kernel is None:
             return entry
         windows = {"up": (1,) * len(kernel), "down": kernel, "w2": kernel}
