@@ -15,7 +15,11 @@ import click
     "--adapter", "adapters", multiple=True, metavar="FILE[:STRENGTH]", help="An adapter of any format (repeatable)."
 )
 @click.option(
-    "--base", default="mini", show_default=True, metavar="BASE", help="mini, a folder or single file of a model, a hub id, a run."
+    "--base",
+    default="mini",
+    show_default=True,
+    metavar="BASE",
+    help="mini, a folder or single file of a model, a hub id, a run.",
 )
 @click.option("--negative-prompt", default="", metavar="TEXT", help="What to keep away from.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="The first picture's seed.")

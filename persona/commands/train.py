@@ -110,7 +110,11 @@ def _method_in(file: Path) -> str | None:
 @click.argument("recipe", nargs=-1, metavar="[RECIPE.yaml] [KEY=VALUE]...")
 @click.option("--plugin", "--method", "method", metavar="NAME", help="The method.")
 @click.option("--data", metavar="DIR", help="A folder of pictures; default: the shipped example subject.")
-@click.option("--base", metavar="BASE", help="Base model: mini, a folder or single file of a model, a hub id, a run.  [default: mini]")
+@click.option(
+    "--base",
+    metavar="BASE",
+    help="Base model: mini, a folder or single file of a model, a hub id, a run.  [default: mini]",
+)
 @click.option("--backend", metavar="NAME", help="Framework; default: the first that is installed.")
 @click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, npu, mps.  [default: auto]")
 @click.option("--devices", metavar="N", help="One process a device, the same run on all together.  [default: 1]")

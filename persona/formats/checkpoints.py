@@ -103,6 +103,8 @@ def checkpoint_of(state: State, path: str, *, family: str | None = None) -> Chec
         form = "diffusers"
     made.metadata = dict(state.metadata)
     made.source = Source(path, state.container, form)
+    own = made.metadata.get("persona.family", "")  # what persona wrote: names alone may leave several
+    family = own if family is None and own in _families_of(made) else family
     made.family = _settled_family(made, family, path, table.family if table is not None else None, wukong=wrapped)
     _refuse_parts(made, path)
     return made

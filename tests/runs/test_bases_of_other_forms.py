@@ -119,6 +119,23 @@ def test_a_checkpoint_of_mindspore_too(with_clips_words: Path, tmp_path: Path) -
     assert base.prediction_type == "epsilon" and any("predicts epsilon" in line for line in told)
 
 
+def test_two_encoders_pad_as_sdxls_do(tmp_path: Path) -> None:
+    folder = narrow_pipeline("sdxl", tmp_path / "sdxl")
+    for name, width in (("text_encoder", 32), ("text_encoder_2", 48)):
+        file = folder / name / "model.safetensors"
+        rows = np.zeros((49408, width), np.float32)
+        save_file({**load_file(file), "text_model.embeddings.token_embedding.weight": rows}, file, {"format": "pt"})
+    file = tmp_path / "xl.safetensors"
+    persona.convert(folder, file, to="ldm", family="sdxl")  # too narrow to be known by its widths; the file tells
+    base = open_any_base(str(file), host(), lambda text: None)
+    pads = [json.loads((base.tokenizers[name] / "tokenizer_config.json").read_text())["pad_token"]
+            for name in ("tokenizer", "tokenizer_2")]  # fmt: skip
+    assert pads == ["<|endoftext|>", "!"]
+    assert (base.family, base.native_size, base.text_encoders) == ("sdxl", 1024, ("text_encoder", "text_encoder_2"))
+    assert base.components["vae"]["force_upcast"] is True  # as stabilityai/stable-diffusion-xl-base-1.0 has it
+    assert json.loads((base.path / "model_index.json").read_text())["force_zeros_for_empty_prompt"] is True
+
+
 def test_a_vocabulary_that_nobody_knows_is_told(tmp_path: Path, own_cache: Path) -> None:
     file = tmp_path / "mini.safetensors"
     persona.convert(MINI, file, to="ldm")

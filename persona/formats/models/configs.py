@@ -87,6 +87,7 @@ def vae_config(parameters: Tensors, family: str) -> dict[str, Any]:
         "norm_num_groups": _groups(channels[0]),
         "scaling_factor": SCALING.get(family, 0.18215),
         **({"shift_factor": SHIFT[family]} if family in SHIFT else {}),
+        **({"force_upcast": True} if family.startswith("sdxl") else {}),  # its activations overflow in fp16
         "use_quant_conv": "quant_conv.weight" in parameters,
         "use_post_quant_conv": "post_quant_conv.weight" in parameters,
     }
@@ -165,6 +166,8 @@ def model_index(components: Mapping[str, Tensors], family: str) -> dict[str, Any
     """`model_index.json` of the components that are there."""
     index: dict[str, Any] = {"_class_name": PIPELINES.get(family, "StableDiffusionPipeline")}
     classes = {**CLASSES, **OWN_CLASSES.get(family, {})}
+    if family == "sdxl":
+        index["force_zeros_for_empty_prompt"] = True
     index.update({name: classes[name] for name in components if name in classes})
     return index
 
