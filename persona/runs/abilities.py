@@ -110,7 +110,7 @@ def rows(host: Host) -> list[Row]:
                 found.append((f"{name} {flag_of(fields[option])}", capability))
     shared = {field.name: field for field in dataclasses.fields(TrainSettings)}
     found += [(flag_of(shared[option]), capability) for option, capability in SWITCHES.items() if option in shared]
-    found.append(("--devices N", "devices"))
+    found += [("--devices N", "devices"), ("--accelerate-config FILE", "sharding")]
     return [*found, *((f"--precision {name}", name) for name in ("fp32", "bf16", "fp16"))]
 
 
