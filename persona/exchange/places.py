@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from persona.core.host.errors import UnreadableFile
@@ -9,32 +10,37 @@ from persona.core.host.errors import UnreadableFile
 PEFT_CONFIG = "adapter_config.json"
 ENDINGS = (".safetensors", ".pdparams", ".bin", ".pt", ".pth", ".ckpt")
 """Endings that weight files have; inside a folder nothing else is opened."""
+PEFT_MODEL = "adapter_model"
 GROUPS: tuple[tuple[str, ...], ...] = (
-    ("adapter_model",),
     ("pytorch_lora_weights", "paddle_lora_weights", "mindspore_lora_weights"),
     ("adapter",),
-    ("learned_embeds", "learned_embeds_2"),
 )
-"""Stems that tools give an adapter, the first group that is there decides; of one stem the first ending is taken."""
+"""Stems that other tools give an adapter, the first group that is there decides; of one stem the first ending is
+taken."""
+WORDS = ("learned_embeds", "learned_embeds_2")
+"""Stems of new words; PEFT's folders have no other place for them."""
 COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 def adapter_files(folder: Path) -> list[Path]:
-    """The files that make up the adapter in a folder: PEFT's (one folder, or one for each component), diffusers',
-    ppdiffusers', a run's, or the only weight file there. Raises UnreadableFile when that is not decided."""
+    """The files that make up the adapter in a folder: PEFT's (one folder, or one for each component, and the words
+    beside it), diffusers', ppdiffusers', a run's, or the only weight file there. Raises UnreadableFile when that is not
+    decided."""
     if (folder / "model_index.json").is_file():
         raise UnreadableFile(
             f"{folder} is a whole model (diffusers), not an adapter.",
             hint=f"Use it as a base: persona train --base {folder}",
         )
+    words = _called(folder, WORDS)
+    if whole := _called(folder, (PEFT_MODEL,)):
+        return whole + words
     for stems in GROUPS:
-        found = [file for stem in stems if (file := _first(folder, stem)) is not None]
-        if found:
-            return found if stems[0] == "learned_embeds" else found[:1]
+        if found := _called(folder, stems):
+            return found[:1]
     parts = [folder / name for name in COMPONENTS if (folder / name / PEFT_CONFIG).is_file()]
     if parts:
-        return [file for part in parts for file in adapter_files(part)]
-    return [_only_one(folder)]
+        return [file for part in parts for file in adapter_files(part)] + words
+    return words or [_only_one(folder)]
 
 
 def is_one_folder(folder: Path) -> bool:
@@ -60,8 +66,10 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def _first(folder: Path, stem: str) -> Path | None:
-    return next((path for ending in ENDINGS if (path := folder / f"{stem}{ending}").is_file()), None)
+def _called(folder: Path, stems: Sequence[str]) -> list[Path]:
+    """The files of these stems, one of each."""
+    found = [[path for ending in ENDINGS if (path := folder / f"{stem}{ending}").is_file()] for stem in stems]
+    return [paths[0] for paths in found if paths]
 
 
 def _only_one(folder: Path) -> Path:

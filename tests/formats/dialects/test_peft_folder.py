@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 import persona
 from persona.core.adapters.conversion import plan
 from persona.core.adapters.delta import delta
-from persona.core.adapters.entry import Adapter, Entry, Magnitude, Scale
+from persona.core.adapters.entry import Adapter, Embedding, Entry, Magnitude, Scale
 from persona.core.adapters.tensor import in_memory
 from persona.core.host.contracts import Output, Told
 from persona.core.host.errors import ConversionError, UnreadableFile
@@ -277,3 +277,15 @@ def test_a_config_that_cannot_be_read_is_no_missing_one(tmp_path: Path, text: st
         config.write_text(text)
     with pytest.raises(UnreadableFile, match=words or "cannot be read: No such file"):
         persona.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize("components", [["unet"], ["unet", "text_encoder"]])
+def test_words_beside_the_folders_come_back_with_them(tmp_path: Path, components: list[str]) -> None:
+    entries = {"unet": lora_entry("unet", QUERY, 320, 320), "text_encoder": lora_entry("text_encoder", CLIP, 768, 768)}
+    adapter = adapter_of([entries[name] for name in components])
+    adapter.embeddings = [Embedding("<cat>", {"text_encoder": in_memory(np.ones((2, 768), np.float32))})]
+    persona.save(adapter, tmp_path / "out", to="peft")
+    read = persona.load(tmp_path / "out")
+    assert isinstance(read, Adapter)
+    assert {component for component, _ in read.entries} == set(components)
+    assert [word.token for word in read.embeddings] == ["<cat>"]
