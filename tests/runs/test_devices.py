@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from persona import api
 from persona.core.host.errors import BackendMissing, BaseModelError, Interrupted, NotFinite, TrainingError, UsageError
 from persona.core.training.events import Event, StepDone
+from persona.core.training.processes import PeerLost
 from persona.core.training.run import RunFolder, checkpoints, load_checkpoint, load_step
 from persona.runs import launching
 from tests.forked import Launched
@@ -303,6 +304,16 @@ def test_devices_are_looked_up_before_the_start(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "set_device", lambda name: there.append(f"current {name}"))
     assert str(launch.device_of("auto", Second()).name) == "cuda:1"  # type: ignore[arg-type]
     assert there[-1] == "current cuda:1"
+
+
+def test_only_what_a_library_says_of_a_peer_is_a_lost_peer() -> None:
+    from persona.plugins.backends.torch.processes import peers_noticed
+
+    seen = "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:55506. This is typically …"
+    with pytest.raises(PeerLost, match="Another process of the run is gone"), peers_noticed():
+        raise RuntimeError(seen)
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"), peers_noticed():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
 def test_a_recipe_that_needs_a_plugin_is_refused_where_that_is_not_installed(plugged: Any, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from persona.plugins.backends.shared.meeting import peers_lost
 
 _LIBRARIES = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "npu": "cpu:gloo,npu:hccl"}
-_GONE = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|process group", re.IGNORECASE)
+_GONE = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe", re.IGNORECASE)
 PATIENCE = datetime.timedelta(days=1)
 """How long a process waits for the others: while the first samples pictures they all do. One that dies is noticed at
 once, by its launcher and by its closed connections."""
