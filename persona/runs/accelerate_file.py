@@ -139,12 +139,6 @@ def refuse_unshardable(plan: TrainingPlan) -> None:
             f"--optimizer {plan.optimizer.name} looks at whole weights, and with FSDP a process has a part of each.",
             hint="--optimizer adamw, or distributed_type: MULTI_GPU in the configuration of accelerate",
         )
-    if plan.buckets:
-        raise UsageError(
-            "--buckets: with FSDP all processes have to compute equally often, and a bucket's last batch may have "
-            "nothing for some of them.",
-            hint="Leave --buckets out, or distributed_type: MULTI_GPU in the configuration of accelerate",
-        )
 
 
 def in_words(sharding: Sharding, count: int) -> str:

@@ -68,6 +68,24 @@ def micro_batches(
             yield _join([part for _, part in parts]), tuple(name for name, part in parts for _ in range(len(part)))
 
 
+def as_often(
+    mine: list[tuple[Batch, tuple[str, ...]]],
+    plan: TrainingPlan,
+    given: Ingredients,
+    update: int,
+    processes: Processes,
+) -> list[tuple[Batch, tuple[str, ...]]]:
+    """The micro-batches of this process, and behind them such as are of no stream and count for nothing, until there
+    are as many as any process has: where none can compute alone, all compute equally often."""
+    numbers = np.zeros(processes.count)
+    numbers[processes.rank] = len(mine)
+    missing = int(processes.sum(numbers).max()) - len(mine)
+    if missing:
+        batch, _ = mine[-1] if mine else next(micro_batches(plan, given, update))
+        mine += [(batch.of_no_weight(), ())] * missing
+    return mine
+
+
 def _chosen(plan: TrainingPlan, stream: Stream, views: Sequence[View], update: int, micro: int) -> list[View]:
     """The views that a micro-batch of an update uses, at most batch × share of them."""
     each = plan.batch * stream.share
@@ -181,11 +199,14 @@ def take_step(
     begun = time.perf_counter()
     streams = {stream.name: number for number, stream in enumerate(plan.streams)}
     figures = np.zeros((len(streams), 3))  # of every stream: what its losses add to the total, their sum, their number
-    for batch, names in micro_batches(plan, given, update, processes):
+    together = computes_together(session)
+    batches = micro_batches(plan, given, update, processes)
+    for batch, names in as_often(list(batches), plan, given, update, processes) if together else batches:
         losses = np.asarray(session.accumulate(batch), np.float64)
-        numbers = [streams[name] for name in names]
-        np.add.at(figures, numbers, np.stack([losses * batch.w, losses, np.ones(len(losses))], axis=1))
-        if not np.isfinite(losses).all() and not computes_together(session):
+        if names:
+            numbers = [streams[name] for name in names]
+            np.add.at(figures, numbers, np.stack([losses * batch.w, losses, np.ones(len(losses))], axis=1))
+        if not np.isfinite(losses).all() and not together:
             break  # the others have to know it before anybody stops
     figures = processes.sum(figures)
     total = float(figures[:, 0].sum())

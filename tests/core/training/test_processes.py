@@ -34,6 +34,16 @@ class Losses:
         return 1.0, False
 
 
+class Together(Losses):
+    """Its model is in parts."""
+
+    is_sharded, computed = True, 0
+
+    def accumulate(self, batch: Any) -> Any:
+        self.computed += 1
+        return super().accumulate(batch)
+
+
 def plan_of(**options: Any) -> TrainingPlan:
     pictures = tuple(Picture(f"/p/{n}.png", (f"p{n}",), sha256=f"{n:064x}", size=size) for n, size in enumerate(SIZES))
     streams = (Stream("instance", pictures), Stream("class", pictures[:3], weight=0.5))
@@ -100,6 +110,28 @@ def test_the_figures_of_a_step_are_those_of_all_processes() -> None:
     for found in Threads(2).each(lambda one: take_step(plan, given(plan), Losses(), 3, one)):  # type: ignore[arg-type]
         for name in ("loss", "loss_instance", "loss_class"):
             assert found[name] == pytest.approx(alone[name], rel=1e-12)
+
+
+@pytest.mark.parametrize(("batch", "accumulation", "count"), [(2, 1, 2), (4, 1, 4), (1, 3, 3), (4, 3, 6)])
+@pytest.mark.parametrize("broken", ["", "p1"])
+def test_where_none_can_compute_alone_all_compute_equally_often(
+    batch: int, accumulation: int, count: int, broken: str
+) -> None:
+    plan = plan_of(batch=batch, accumulation=accumulation, buckets=True)
+    unequal = 0
+    for update in range(6):
+        sessions = [Together(broken) for _ in range(count)]
+        found = Threads(count).each(lambda one: take_step(plan, given(plan), sessions[one.rank], update, one))  # type: ignore[arg-type] # noqa: B023
+        own = [len(list(micro_batches(plan, given(plan), update, OneProcess(rank, count)))) for rank in range(count)]
+        assert {session.computed for session in sessions} == {max(own)}
+        unequal += len(set(own)) > 1
+        if broken:
+            continue
+        alone = take_step(plan, given(plan), Losses(), update)  # type: ignore[arg-type]
+        for figures in found:
+            for name in ("loss", "loss_instance", "loss_class"):
+                assert figures[name] == pytest.approx(alone[name], rel=1e-12)
+    assert unequal, "there is something to make equal"
 
 
 def test_a_loss_that_is_not_finite_stops_every_process_before_its_update() -> None:
