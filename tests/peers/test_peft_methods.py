@@ -114,6 +114,27 @@ def test_widths_divided_in_two_ways_become_lora(tmp_path: Path) -> None:
         np.testing.assert_allclose(found[f"{module}.weight"], product, atol=1e-5, rtol=1e-4)
 
 
+def test_dora_beside_plain_lora_keeps_what_both_do(tmp_path: Path) -> None:
+    """PEFT's use_dora is one switch: without a vector the plain module would get ‖W‖, and lose most of its change."""
+    rng = np.random.default_rng(11)
+    names = {name: f"lora_unet_{QUERY.replace('to_q', name).replace('.', '_')}" for name in ("to_q", "to_k")}
+    tensors = {}
+    for flat in names.values():
+        tensors |= {f"{flat}.lora_down.weight": rng.standard_normal((2, 16))}
+        tensors |= {f"{flat}.lora_up.weight": rng.standard_normal((16, 2))}
+    tensors[f"{names['to_q']}.dora_scale"] = rng.uniform(0.5, 1.5, (16, 1))
+    save_file({name: value.astype(np.float32) for name, value in tensors.items()}, tmp_path / "k.safetensors")
+    with pytest.raises(persona.PersonaError, match="has no DoRA and its neighbours have"):
+        persona.convert(tmp_path / "k.safetensors", tmp_path / "out", to="peft", family="sd1")
+    unet().save_pretrained(tmp_path / "base/unet")  # type: ignore[operator]
+    base = str(tmp_path / "base")
+    persona.convert(tmp_path / "k.safetensors", tmp_path / "out", to="peft", family="sd1", base=base)
+    found = changes(PeftModel.from_pretrained(unet(), str(tmp_path / "out")))
+    plain = tensors[f"{names['to_k']}.lora_up.weight"] @ tensors[f"{names['to_k']}.lora_down.weight"]
+    np.testing.assert_allclose(found[f"{QUERY.replace('to_q', 'to_k')}.weight"], plain, atol=1e-5, rtol=1e-4)
+    assert np.abs(found[f"{QUERY}.weight"]).max() > 0.1
+
+
 ROTATIONS: tuple[Any, ...] = (
     OFTConfig(oft_block_size=4, target_modules=["to_q", "proj_in"], use_cayley_neumann=False),
     *(

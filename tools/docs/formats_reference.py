@@ -169,6 +169,7 @@ def loses(slots: Slots) -> str:
         parts.append("DoRA: needs the base model")
     elif missing:
         parts.append("DoRA along the input: needs the base model")
+    parts += ["DoRA beside plain LoRA: needs the base model"] if slots.magnitude_on_all else []
     parts += ["modules outside attention: refused"] if slots.attention_only else []
     parts += [f"components other than {', '.join(sorted(slots.components))}: refused"] if slots.components else []
     parts += [f"models other than {', '.join(sorted(slots.families))}: refused"] if slots.families else []

@@ -123,10 +123,32 @@ def plan(
         if why is not None and entry.algorithm != "lora":
             made.steps[before:] = [replace(one, detail=f"{one.detail}: {why}") for one in made.steps[before:]]
         made.adapter.entries[(fitted.component, fitted.path)] = fitted
+    if slots.magnitude_on_all:
+        _magnitudes_on_all(made, wishes)
     for embedding in adapter.embeddings:
         if slots.embeddings == "beside":
             made.steps.append(Step(embedding.token, "write beside", "exact", "a file of its own"))
     return made
+
+
+def _magnitudes_on_all(made: Plan, wishes: Wishes) -> None:
+    """Plain modules beside DoRA's get the vector that changes nothing, ‖W + ΔW‖, for which the base's weight is needed:
+    without one, readers take ‖W‖ and change the module's strength."""
+    decomposed = {component for (component, _), entry in made.adapter.entries.items() if entry.magnitude is not None}
+    for key, entry in list(made.adapter.entries.items()):
+        if entry.magnitude is not None or entry.component not in decomposed:
+            continue
+        base = wishes.base.get(entry.name) if wishes.base is not None else None
+        if base is not None:
+            made.adapter.entries[key] = expansion.with_neutral_magnitude(entry, base)
+            made.steps.append(Step(entry.name, "decompose", "one rounding", "a DoRA vector that changes nothing"))
+            continue
+        del made.adapter.entries[key]
+        made.steps[:] = [step for step in made.steps if step.module != entry.name]
+        action: str = "drop" if wishes.drop else "refuse"
+        cost: Cost = "approximate" if wishes.drop else "needs base"
+        detail = "it has no DoRA and its neighbours have: a vector that changes nothing needs the base model's weight"
+        made.steps.append(Step(entry.name, action, cost, detail))
 
 
 def _fitted(entry: Entry, adapter: Adapter, slots: Slots, narrowed: Slots, wishes: Wishes, steps: list[Step]) -> Entry:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from persona.core.adapters.delta import delta, needs_base
-from persona.core.adapters.entry import Entry, Scale
+from persona.core.adapters.entry import Entry, Magnitude, Scale
 from persona.core.adapters.evidence import weight_shape
 from persona.core.adapters.tensor import TensorRef
 from persona.core.host.errors import ConversionError
@@ -55,6 +55,18 @@ def as_difference(entry: Entry, base_weight: Any = None) -> Entry:
     made = computed(change.shape, lambda: np.asarray(change))
     factors = {"diff": made, **({"diff_b": entry.factors["diff_b"]} if "diff_b" in entry.factors else {})}
     return replace(entry, algorithm="full", factors=factors, scale=_plain(entry, 1), magnitude=None)
+
+
+def with_neutral_magnitude(entry: Entry, base_weight: Any) -> Entry:
+    """A plain module as DoRA that does the same: its vector is the length of every row of W + ΔW."""
+    rows = weight_shape(entry)
+    assert rows is not None and entry.magnitude is None
+
+    def lengths() -> Array:
+        change = wide(delta(entry))
+        return np.asarray(np.linalg.norm((wide(base_weight).reshape(change.shape) + change).reshape(rows), axis=1))
+
+    return replace(entry, magnitude=Magnitude(computed(rows[:1], lengths), "out"))
 
 
 def without_scalar(entry: Entry) -> Entry:

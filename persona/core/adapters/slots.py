@@ -17,17 +17,19 @@ class Slots:
     """Places where things can be stored; what has no place is folded, rewritten exactly, approximated or refused.
 
     `alpha`: beside each module, in the text header, in a config file, nowhere (a reader then takes a scale of 1).
-    `magnitude`: the axes of DoRA's vector it can hold. `convolution`: kernels larger than 1x1. `tucker`: what LyCORIS
-    has beside up and down, the middle of a Tucker product and `scalar`. `fused`: True when
-    modules carry the original code's joined rows (Flux, SD3), False when they must be split, None when both are
-    read. `components`: None for any. `attention_only`: only attention projections have a name. `linear_only`: no
-    convolutions at all. `ia3`: what is added to 1 (LyCORIS), or the sum (PEFT). `embeddings`: bundled in the same file,
-    or a file beside it. `containers`: file formats its readers open, the usual one first.
+    `magnitude`: the axes of DoRA's vector it can hold; `magnitude_on_all`: either all modules of a component have
+    one or none, since one switch says so for all. `convolution`: kernels larger than 1x1. `tucker`: what LyCORIS
+    has beside up and down, the middle of a Tucker product and `scalar`. `fused`: True when modules carry the
+    original code's joined rows (Flux, SD3), False when they must be split, None when both are read. `components`:
+    None for any. `attention_only`: only attention projections have a name. `linear_only`: no convolutions at all.
+    `ia3`: what is added to 1 (LyCORIS), or the sum (PEFT). `embeddings`: bundled in the same file, or a file beside
+    it. `containers`: file formats its readers open, the usual one first.
     """
 
     algorithms: frozenset[str] = LORA
     alpha: AlphaSlot = "none"
     magnitude: frozenset[str] = frozenset()
+    magnitude_on_all: bool = False
     convolution: bool = True
     tucker: bool = False
     bias: bool = False

@@ -95,7 +95,13 @@ def header(adapter: Adapter) -> dict[str, str]:
 DIALECT = TableDialect(
     name="diffusers",
     summary="diffusers and PEFT names, alpha in the safetensors header",
-    slots=Slots(alpha="header", magnitude=frozenset({"out"}), bias=True, containers=("safetensors", "torch")),
+    slots=Slots(
+        alpha="header",
+        magnitude=frozenset({"out"}),
+        magnitude_on_all=True,
+        bias=True,
+        containers=("safetensors", "torch"),
+    ),
     places=anywhere(place),
     names=lambda adapter: lambda entry: entry.name,
     spellings=frozenset({"peft"}),

@@ -125,6 +125,7 @@ TABLE = TableDialect(
         ia3="peft",
         alpha="config",
         magnitude=frozenset({"out"}),
+        magnitude_on_all=True,
         bias=True,
         folder=True,
         containers=("safetensors",),

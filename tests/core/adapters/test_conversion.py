@@ -72,6 +72,27 @@ def test_what_has_no_home_is_refused_or_left_out_by_name_when_allowed(entry: Ent
     assert ("drop", "approximate") in [(step.action, step.cost) for step in dropped.steps]
 
 
+def test_a_switch_for_all_modules_is_not_set_for_some() -> None:
+    """PEFT's use_dora: a module without a vector of its own would get ‖W‖ and lose its strength."""
+    decomposed = lora_entry("unet", QUERY, 8, 8, dora="out")
+    plain = lora_entry("unet", QUERY.replace("to_q", "to_k"), 8, 8, alpha=1.0)
+    other = lora_entry("text_encoder", "text_model.encoder.layers.0.self_attn.q_proj", 8, 8)
+    adapter = adapter_of([decomposed, plain, other])
+    slots = Slots(alpha="config", magnitude=frozenset({"out"}), magnitude_on_all=True)
+    made = plan(adapter, slots, "target")
+    assert [(step.module, step.cost) for step in made.refusals] == [(plain.name, "needs base")]
+    dropped = plan(adapter, slots, "target", wishes=Wishes(drop=True))
+    assert not dropped.refusals and len(dropped.adapter.entries) == 2
+    base = RNG.standard_normal((8, 8))
+    whole = plan(adapter, slots, "target", wishes=Wishes(base={plain.name: base}))
+    assert not whole.refusals
+    made_up = whole.adapter.entries[("unet", plain.path)]
+    assert made_up.magnitude is not None and made_up.magnitude.axis == "out"
+    np.testing.assert_allclose(delta(made_up, base), expected_delta(plain), rtol=1e-4, atol=1e-5)
+    assert whole.adapter.entries[("text_encoder", other.path)].magnitude is None
+    assert not plan(adapter_of([plain, other]), slots, "target").refusals
+
+
 def test_a_rank_makes_what_would_grow_approximate() -> None:
     factors = {
         name: in_memory(RNG.standard_normal((8, 3) if name.endswith("a") else (3, 8)))
