@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -29,12 +30,10 @@ def main() -> int:
         schedule()
         return 0
     count, words = int(sys.argv[1]), sys.argv[2:]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     cluster = os.environ | {
         "MS_WORKER_NUM": str(count),
         "MS_SCHED_HOST": "127.0.0.1",
-        "MS_SCHED_PORT": str(port),
+        "MS_SCHED_PORT": str(free_port()),
         "RANK_SIZE": str(count),
         MEETING: str(Table(count).port),
     }
@@ -58,6 +57,15 @@ def main() -> int:
         process.kill()
         process.wait()
     return code
+
+
+def free_port() -> int:
+    """A port that nobody listens on, below those that systems give to whoever asks for any (32768 on Linux, 49152
+    elsewhere): between this look and the scheduler's, which takes seconds, such a one would be somebody's."""
+    for port in random.sample(range(20000, 32768), 100):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise OSError("no port between 20000 and 32767 is free on this machine")
 
 
 def wait_for(workers: list[subprocess.Popen[bytes]]) -> int:
