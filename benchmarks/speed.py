@@ -22,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # persona, where it is not installed
 
 MEASUREMENTS = {
+    "compile": "steps with --compile beside steps without: the first, the others, memory, and that losses agree",
     "convert": "one adapter, and a gigabyte of them, between dialects: beside cp + fsync of the same files",
     "train": "every method beside a bare loop with diffusers: steps, the first step, memory, what --dry-run foretold",
     "startup": "how long a command takes that does nothing: persona --help and its neighbours",

@@ -161,6 +161,7 @@ class TrainingPlan:
     ema_decay: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False
+    compile: bool | None = None  # the denoiser, for the training steps; None: as the backend does by itself
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what the user should know about how the options were understood
     version: int = PLAN_VERSION

@@ -74,6 +74,9 @@ class TrainSettings:
     noise_offset: float = option(0.0, help="Constant per channel added to the noise.", minimum=0.0)
     precision: str = option("fp32", help="Arithmetic of forward and backward.", choices=("fp32", "bf16", "fp16"))
     gradient_checkpointing: bool = option(False, help="Less memory, more time.")
+    compile: bool | None = option(
+        None, help="Compile the denoiser: a slow first step, then faster ones; default: the backend decides."
+    )
     save_every: int = option(100, help="Steps between checkpoints; 0 saves only at the end.", minimum=0)
     keep_last: int = option(2, help="Checkpoints that are kept.", minimum=1)
     samples: bool = option(True, help="Sample pictures while training; without, nothing is painted at all.")
@@ -132,6 +135,7 @@ def plan_from(
         ema_decay=settings.ema_decay,
         precision=settings.precision,  # type: ignore[arg-type]
         gradient_checkpointing=settings.gradient_checkpointing,
+        compile=settings.compile,
         metadata=metadata or {},
     )
     from persona.core.training.epochs import steps_of  # needs numpy, and `persona train --help` does not

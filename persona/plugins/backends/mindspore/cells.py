@@ -10,7 +10,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _TORCH_NAMES = {"gamma": "weight", "beta": "bias", "embedding_table": "weight"}
@@ -29,6 +29,16 @@ def array_of(tensor: Tensor) -> Array:
     """A copy, float32. (On a cpu `asnumpy` alone gives the tensor's own memory.)"""
     values: Array = tensor.astype(ms.float32).asnumpy().copy()
     return values
+
+
+def write(parameter: Parameter, values: Array) -> None:
+    """New values for a parameter. One that a graph reads keeps its memory, because the graph goes on reading there:
+    after `set_data`, which takes that of the new tensor, it reads what was freed (seen with MindSpore 2.7.0)."""
+    new = Tensor(values).astype(parameter.dtype)
+    if getattr(parameter, "read_by_graph", False):
+        ops.assign(parameter, new)
+    else:
+        parameter.set_data(new)
 
 
 def find(model: nn.Cell, path: str) -> nn.Cell | None:

@@ -102,6 +102,7 @@ def capabilities(device: Device) -> dict[str, bool]:
         "devices": True,
         "sharding": False,
         "gradient_checkpointing": True,
+        "compile": True,
         "dora": True,
         **{f"sampler:{name}": True for name in SAMPLERS},
     }

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from persona.plugins.backends.mindspore.cells import Array, array_of
+from persona.plugins.backends.mindspore.cells import Array, array_of, write
 
 
 class Averages:
@@ -34,11 +34,11 @@ class Averages:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The averages stand in for the values."""
-        kept = {name: Tensor(value.asnumpy().copy()) for name, value in self._values.items()}
+        kept = {name: value.asnumpy().copy() for name, value in self._values.items()}
         for name, value in self._values.items():
-            value.set_data(self._averages[name].copy())
+            write(value, self._averages[name].asnumpy())
         try:
             yield
         finally:
             for name, value in self._values.items():
-                value.set_data(kept[name])
+                write(value, kept[name])

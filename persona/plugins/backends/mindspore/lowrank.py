@@ -17,40 +17,13 @@ from typing import Any
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from persona.plugins.backends.mindspore.dropout import Dropout
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-class Dropout:
-    """Masks for all layers of a session, from numpy: what is drawn follows from the plan, the update, the micro-batch
-    and the layer, so there is no state to keep (MindSpore's own cannot be set on a cpu), and a layer that is computed
-    again for its gradient has the mask it had."""
-
-    def __init__(self) -> None:
-        self._layers = 0
-        self.begin(0)
-
-    def begin(self, seed: int) -> None:
-        """What is drawn from here on follows from `seed`; once an update."""
-        self._seed, self._micro = seed, 0
-
-    def begin_micro_batch(self) -> None:
-        """Other masks from here on."""
-        self._micro += 1
-
-    def number(self) -> int:
-        """The number of the next layer that draws here."""
-        self._layers += 1
-        return self._layers
-
-    def __call__(self, x: Tensor, probability: float, layer: int) -> Tensor:
-        """`x` with that share of its values zero and the others scaled up."""
-        generator = np.random.Generator(np.random.PCG64([self._seed, self._micro, layer]))
-        kept = generator.random(x.shape, np.float32) >= probability
-        return x * Tensor((kept / np.float32(1.0 - probability)).astype(np.float32)).astype(x.dtype)
-
-
 class _LowRank(nn.Cell):
-    """What both kinds have: base, down, up, scale; `start` are the first (down, up)."""
+    """What both kinds have: base, down, up, scale, and where it has a start the first (down, up)."""
 
     def __init__(
         self,
@@ -62,23 +35,28 @@ class _LowRank(nn.Cell):
         start: tuple[Array, Array] | None = None,
     ) -> None:
         super().__init__(auto_prefix=False)
-        self.base, self.scale, self.dropout, self.drop = base, scale, dropout, drop
-        self.number = drop.number()
+        self.base, self.scale = base, scale
+        self.drop = drop.layer(dropout) if dropout else None
         self.down, self.up = (
             Parameter(Tensor(values), name=name) for name, values in zip(("down", "up"), factors, strict=True)
         )
-        self.start = tuple(Tensor(values) for values in start) if start is not None else None
+        self.has_start = start is not None
+        if start is not None:  # parameters, so that a graph does not hold them as constants
+            self.start_down, self.start_up = (
+                Parameter(Tensor(values), name=name, requires_grad=False)
+                for name, values in zip(("start_down", "start_up"), start, strict=True)
+            )
 
     def construct(self, x: Tensor) -> Tensor:
         """As the base."""
         low = self.low(self.dropped(x), self.down, self.up)
-        if self.start is not None:
-            low = low - self.low(x, *self.start)
+        if self.has_start:
+            low = low - self.low(x, self.start_down, self.start_up)
         return self.base(x) + low * self.scale
 
     def dropped(self, x: Tensor) -> Tensor:
         """`x` after dropout, in training."""
-        return self.drop(x, self.dropout, self.number) if self.dropout and self.training else x
+        return self.drop(x) if self.drop is not None else x
 
     def low(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
         """up(down(x)), unscaled."""

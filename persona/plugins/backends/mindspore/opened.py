@@ -18,9 +18,11 @@ from persona.plugins.backends.mindspore.cells import (
     parameters_of,
     replace,
     weight_of,
+    write,
 )
+from persona.plugins.backends.mindspore.dropout import Dropout
 from persona.plugins.backends.mindspore.embedding import GrownEmbedding
-from persona.plugins.backends.mindspore.lowrank import Decomposed, Dropout, LowRankConv, LowRankDense
+from persona.plugins.backends.mindspore.lowrank import Decomposed, LowRankConv, LowRankDense
 from persona.plugins.backends.shared import opened
 from persona.plugins.backends.shared.names import TOKEN_EMBEDDING
 from persona.plugins.backends.shared.opened import Delta, Factors, Kind
@@ -56,8 +58,8 @@ class OpenedModel(opened.OpenedModel):
         start = factors if starts else None
         pair = kind(cell, factors, scale_of(told, path), told.dropout, self.dropout, start)
         delta = Delta({"down": pair.down, "up": pair.up})
-        if pair.start is not None:
-            delta.starts = {"down": pair.start[0], "up": pair.start[1]}
+        if pair.has_start:
+            delta.starts = {"down": pair.start_down, "up": pair.start_up}
         layer = Decomposed(pair) if told.decomposed else pair
         if isinstance(layer, Decomposed):
             delta.values["magnitude"] = layer.magnitude
@@ -81,9 +83,9 @@ class OpenedModel(opened.OpenedModel):
         """A copy of a value."""
         return array_of(value)
 
-    def write(self, value: Tensor, array: Array) -> None:
+    def write(self, value: Parameter, array: Array) -> None:
         """Take over an array of its shape, rounded once to the dtype it has."""
-        value.set_data(Tensor(np.array(array, np.float32)).astype(value.dtype))
+        write(value, np.array(array, np.float32))
 
     def word_rows(self, component: str) -> Array:
         """The token embedding of a text encoder, [vocabulary, dim], without new rows."""

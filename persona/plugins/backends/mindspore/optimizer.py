@@ -13,6 +13,7 @@ from mindspore import Tensor
 from persona.core.host.errors import TrainingError, UsageError
 from persona.core.training import plan as plans
 from persona.core.training.optimizer import global_norm
+from persona.plugins.backends.mindspore.cells import write
 from persona.plugins.backends.shared.loss_scale import LossScale
 from persona.plugins.backends.shared.trainables import Group
 
@@ -93,7 +94,7 @@ class Optimizer:
         below /= math.sqrt(second)
         below += told.epsilon
         kept = parameter.asnumpy() * (1.0 - rate * told.weight_decay)
-        parameter.set_data(Tensor(kept - (rate / first) * m / below))
+        write(parameter, kept - (rate / first) * m / below)
 
     def state(self) -> dict[str, Array]:
         """adam_m/<name> and adam_v/<name> of every value that was ever updated, step, loss_scale."""

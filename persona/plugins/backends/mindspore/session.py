@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import mindspore as ms
@@ -17,12 +18,14 @@ from persona.core.training.plan import TrainingPlan
 from persona.plugins.backends.mindspore.cells import Array, array_of, recompute
 from persona.plugins.backends.mindspore.device import DTYPES, capabilities
 from persona.plugins.backends.mindspore.ema import Averages
+from persona.plugins.backends.mindspore.graph import Predictor, compiled
 from persona.plugins.backends.mindspore.loading import load_component
 from persona.plugins.backends.mindspore.opened import OpenedModel
 from persona.plugins.backends.mindspore.optimizer import Optimizer
 from persona.plugins.backends.mindspore.pictures import Autoencoder
 from persona.plugins.backends.mindspore.processes import MindSporeProcesses, device_of
 from persona.plugins.backends.mindspore.text import TextEncoders
+from persona.plugins.backends.shared.compiling import compiling
 from persona.plugins.backends.shared.session import BackendSession
 
 
@@ -39,10 +42,20 @@ class MindSporeSession(BackendSession):
         if processes is None:  # they have met on it, and MindSpore lets nobody choose again then
             device.make_current()
         super().__init__(base, plan, runtime, device, processes, capabilities(device))
+        self._predict = Predictor(self._components[base.denoiser])
+        by_itself = device.kind == "npu"
+        self._is_compiled = plan is not None and (by_itself if plan.compile is None else plan.compile)
+        self._predict_in_steps = compiled(self._predict) if self._is_compiled else self._predict
 
     def first_step(self) -> str:
         """What takes long in the first step, for the user."""
-        return "compiling" if self.device.kind == "npu" else "first step"
+        return "compiling" if self._is_compiled or self.device.kind == "npu" else "first step"
+
+    def close(self) -> None:
+        """As `BackendSession.close`."""
+        for name in ("_predict", "_predict_in_steps"):
+            self.__dict__.pop(name, None)
+        super().close()
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
@@ -89,7 +102,8 @@ class MindSporeSession(BackendSession):
             return (weights * losses).sum(), losses
 
         values = list(self._optimizer.moving.values())
-        (_, losses), gradients = ms.value_and_grad(scaled_loss, None, values, has_aux=True)()
+        with compiling(self.framework) if self._is_compiled else nullcontext():
+            (_, losses), gradients = ms.value_and_grad(scaled_loss, None, values, has_aux=True)()
         found = array_of(losses)
         if np.isfinite(found).all():
             self._optimizer.add(gradients)
@@ -101,16 +115,9 @@ class MindSporeSession(BackendSession):
 
     def _denoise(self, noisy: Tensor, timesteps: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         dtype = DTYPES[self.precision]
-        added = None
-        if "pooled" in given:
-            added = {"text_embeds": given["pooled"].astype(dtype), "time_ids": given["time_ids"]}
-        return self._components[self.base.denoiser](
-            noisy.astype(dtype),
-            timesteps,
-            given["hidden_states"].astype(dtype),
-            added_cond_kwargs=added,
-            return_dict=False,
-        )[0]
+        added = (given["pooled"].astype(dtype), given["time_ids"]) if "pooled" in given else ()
+        predict = self._predict_in_steps if self._is_training else self._predict
+        return predict(noisy.astype(dtype), timesteps, given["hidden_states"].astype(dtype), *added)
 
     def _in_full(self, tensor: Tensor) -> Tensor:
         return tensor.astype(ms.float32)

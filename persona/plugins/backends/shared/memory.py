@@ -13,16 +13,20 @@ from persona.core.host.errors import TrainingError
 _MEMORY_WORDS = ("out of memory", "allocate memory", "not enough memory")
 
 
+def is_about_memory(error: Exception) -> bool:
+    """Whether memory ran out. Not every device has an error class for it."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _MEMORY_WORDS)
+
+
 @contextmanager
 def memory_errors() -> Iterator[None]:
     """Turn running out of memory into a TrainingError that says what to lower."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        told = any(words in text.lower() for words in _MEMORY_WORDS)  # not every device has an error class for it
-        if not isinstance(error, MemoryError) and not told:
+        if not is_about_memory(error):
             raise
+        text = str(error)
         asked = re.search(r"tried to allocate ([\d.]+ ?\w+)", text, re.IGNORECASE)
         more = f": {asked[1]} more were asked for" if asked else ""
         raise TrainingError(

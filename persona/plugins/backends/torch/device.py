@@ -136,6 +136,7 @@ def capabilities(device: Device) -> dict[str, bool]:
         "devices": device.kind != "mps",
         "sharding": device.kind in ("cpu", "cuda"),
         "gradient_checkpointing": True,
+        "compile": device.kind in ("cpu", "cuda"),
         "dora": True,
         "fused_adamw": device.fused_adamw or (device.kind == "npu" and npu.fused_adamw()[0] is not None),
         "flash_attention": device.kind == "npu" and npu.has_flash_attention(),

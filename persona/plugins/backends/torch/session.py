@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from persona.core.training.plan import TrainingPlan
 from persona.plugins.backends.shared.memory import memory_errors
 from persona.plugins.backends.shared.opened import Array
 from persona.plugins.backends.shared.session import BackendSession
+from persona.plugins.backends.torch import compiling
 from persona.plugins.backends.torch.attention import substitute_attention
 from persona.plugins.backends.torch.device import PRECISIONS, capabilities
 from persona.plugins.backends.torch.ema import Averages
@@ -45,7 +46,21 @@ class TorchSession(BackendSession):
         device = device_of(runtime.device, processes)
         device.prepare()
         self._sharding = runtime.sharding if processes is not None and plan is not None else None
+        self._is_compiled = plan is not None and bool(plan.compile)
+        if self._is_compiled:
+            compiling.require_compiler(device.kind)
         super().__init__(base, plan, runtime, device, processes, capabilities(device))
+        denoiser = self._components[base.denoiser]
+        self._predict_in_steps = compiling.compiled(denoiser) if self._is_compiled else denoiser
+
+    def first_step(self) -> str:
+        """What takes long in the first step, for the user."""
+        return "compiling" if self._is_compiled else "first step"
+
+    def close(self) -> None:
+        """As `BackendSession.close`."""
+        self.__dict__.pop("_predict_in_steps", None)
+        super().close()
 
     @property
     def is_sharded(self) -> bool:
@@ -198,8 +213,9 @@ class TorchSession(BackendSession):
         torch.manual_seed(seed)
 
     def _add_gradients(self, batch: Batch) -> Array:
-        losses = self._losses(batch)
-        self._optimizer.backward((self._tensor(batch.w) * losses).sum())
+        with compiling.compiling() if self._is_compiled else nullcontext():
+            losses = self._losses(batch)
+            self._optimizer.backward((self._tensor(batch.w) * losses).sum())
         return self._array(losses)
 
     def _sum_gradients(self) -> None:
@@ -208,7 +224,8 @@ class TorchSession(BackendSession):
 
     def _denoise(self, noisy: Tensor, timesteps: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         added = {"text_embeds": given["pooled"], "time_ids": given["time_ids"]} if "pooled" in given else None
-        result: Tensor = self._components[self.base.denoiser](
+        predict = self._predict_in_steps if self._is_training else self._components[self.base.denoiser]
+        result: Tensor = predict(
             noisy,
             timesteps,
             encoder_hidden_states=given["hidden_states"],
