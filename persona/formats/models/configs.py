@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from persona.core.adapters.tensor import TensorRef
+from persona.formats.models.clip import CLIP_BIG_G, CLIP_H, CLIP_L
 from persona.formats.models.whole_transformer import transformer_config
 
 Tensors = Mapping[str, TensorRef]
@@ -33,6 +34,10 @@ PIPELINES = {
 SCALING = {"sdxl": 0.13025, "sdxl-refiner": 0.13025, "kolors": 0.13025, "sd3": 1.5305, "flux1": 0.3611}
 SHIFT = {"sd3": 0.0609, "flux1": 0.1159}
 """What the autoencoder's latents are multiplied by, and what is taken off before, as published with each model."""
+
+
+ACTIVATIONS = {CLIP_L.width: "quick_gelu", CLIP_H.width: "gelu", CLIP_BIG_G.width: "gelu"}
+"""`hidden_act` of OpenAI's CLIP and of OpenCLIP's two, by width; a narrow model has that of its place."""
 
 
 def unet_config(parameters: Tensors, family: str) -> dict[str, Any]:
@@ -93,17 +98,23 @@ def vae_config(parameters: Tensors, family: str) -> dict[str, Any]:
     }
 
 
-def encoder_config(parameters: Tensors, family: str) -> dict[str, Any]:
-    """`text_encoder/config.json`, of CLIP or of T5."""
-    if "shared.weight" in parameters:
-        return _t5_config(parameters)
+def first_encoder_config(parameters: Tensors, family: str) -> dict[str, Any]:
+    """`text_encoder/config.json`: OpenAI's CLIP-L, with a projection in SD3, and OpenCLIP's H in SD2."""
+    return _clip_config(parameters, family, "gelu" if family == "sd2" else "quick_gelu")
+
+
+def later_encoder_config(parameters: Tensors, family: str) -> dict[str, Any]:
+    """`text_encoder_2/config.json` and `text_encoder_3/config.json`: OpenCLIP's bigG, or T5."""
+    return _t5_config(parameters) if "shared.weight" in parameters else _clip_config(parameters, family, "gelu")
+
+
+def _clip_config(parameters: Tensors, family: str, activation: str) -> dict[str, Any]:
     vocabulary, width = parameters["text_model.embeddings.token_embedding.weight"].shape
     projection = parameters.get("text_projection.weight")
-    openclip = projection is not None or family == "sd2"
     return {
         "architectures": ["CLIPTextModelWithProjection" if projection is not None else "CLIPTextModel"],
         "model_type": "clip_text_model",
-        "hidden_act": "gelu" if openclip else "quick_gelu",
+        "hidden_act": ACTIVATIONS.get(width, activation),
         "hidden_size": width,
         "intermediate_size": parameters["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
         "layer_norm_eps": 1e-7 if family == "wukong" else 1e-5,
@@ -138,9 +149,9 @@ MAKERS: dict[str, Callable[[Tensors, str], dict[str, Any]]] = {
     "unet": unet_config,
     "transformer": transformer_config,
     "vae": vae_config,
-    "text_encoder": encoder_config,
-    "text_encoder_2": encoder_config,
-    "text_encoder_3": encoder_config,
+    "text_encoder": first_encoder_config,
+    "text_encoder_2": later_encoder_config,
+    "text_encoder_3": later_encoder_config,
 }
 """Component -> its config from shapes."""
 CLASSES = {

@@ -21,6 +21,7 @@ from persona.core.adapters.transformer import Flux, MMDiT
 from persona.core.host.contracts import State
 from persona.core.host.errors import ConversionError, UnreadableFile
 from persona.formats.checkpoints import checkpoint_of, is_whole_model, outputs, read_checkpoint
+from persona.formats.models.configs import MAKERS
 
 NARROW = {
     "sd3": MMDiT(layers=2, width=64, query_key_norm=False, context=10, pooled=6, channels=4),
@@ -185,3 +186,32 @@ def test_another_autoencoder_is_refused_by_the_name_of_what_is_wrong() -> None:
     with pytest.raises(UnreadableFile, match="belongs there"):
         wider = parameters(replace(VAE, channels=(4, 16)))["encoder.conv_out.weight"]
         read({**tensors, "encoder.conv_out.weight": wider})
+
+
+@pytest.mark.parametrize(
+    ("component", "family", "width", "projected", "activation"),
+    [
+        ("text_encoder", "sd1", 768, False, "quick_gelu"),
+        ("text_encoder", "sd2", 1024, False, "gelu"),
+        ("text_encoder", "sdxl", 768, False, "quick_gelu"),
+        ("text_encoder_2", "sdxl", 1280, True, "gelu"),
+        ("text_encoder", "sd3", 768, True, "quick_gelu"),
+        ("text_encoder_2", "sd3", 1280, True, "gelu"),
+        ("text_encoder", "flux1", 768, False, "quick_gelu"),
+        ("text_encoder", "", 1280, True, "gelu"),
+        ("text_encoder", "sd3", 12, True, "quick_gelu"),
+        ("text_encoder_2", "sd3", 12, True, "gelu"),
+    ],
+)
+def test_the_activation_of_a_text_encoder_is_its_makers(component, family, width, projected, activation) -> None:
+    """hidden_act in the config.json published with each model: OpenAI's CLIP-L has quick_gelu, with a projection
+    (SD3) and without, OpenCLIP's H and bigG have gelu."""
+    shapes = {
+        "text_model.embeddings.token_embedding.weight": (5, width),
+        "text_model.embeddings.position_embedding.weight": (7, width),
+        "text_model.encoder.layers.0.mlp.fc1.weight": (9, width),
+        **({"text_projection.weight": (width, width)} if projected else {}),
+    }
+    config = MAKERS[component]({name: in_memory(np.zeros(shape)) for name, shape in shapes.items()}, family)
+    assert config["hidden_act"] == activation
+    assert config["architectures"] == ["CLIPTextModelWithProjection" if projected else "CLIPTextModel"]
