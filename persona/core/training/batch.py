@@ -40,7 +40,8 @@ class Batch:
 
     def of_no_weight(self) -> Batch:
         """Its first sample, which counts for nothing: for a process that has to compute and has nothing to."""
-        values = {name: value if value is None else value[:1] for name, value in vars(self).items()
-                  if name not in ("w", "embeddings")}  # fmt: skip
-        embeddings = {name: value[:1] for name, value in self.embeddings.items()}
-        return Batch(**values, w=np.zeros(1, np.float32), embeddings=embeddings)
+        values: dict[str, Any] = {name: value if value is None else value[:1] for name, value in vars(self).items()
+                                  if name != "embeddings"}  # fmt: skip
+        values["w"] = np.zeros(1, np.float32)
+        values["embeddings"] = {name: value[:1] for name, value in self.embeddings.items()}
+        return Batch(**values)
