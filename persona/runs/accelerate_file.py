@@ -139,6 +139,11 @@ def refuse_unshardable(plan: TrainingPlan) -> None:
             f"--optimizer {plan.optimizer.name} looks at whole weights, and with FSDP a process has a part of each.",
             hint="--optimizer adamw, or distributed_type: MULTI_GPU in the configuration of accelerate",
         )
+    if plan.compile:
+        raise UsageError(
+            "--compile: a denoiser that is compiled whole has to be whole, and with FSDP a process has a part of it.",
+            hint="Leave --compile out, or distributed_type: MULTI_GPU in the configuration of accelerate",
+        )
 
 
 def in_words(sharding: Sharding, count: int) -> str:

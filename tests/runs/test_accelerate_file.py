@@ -135,6 +135,7 @@ def test_what_cannot_be_followed_is_refused_with_its_key(text: str, says: str, h
         (("--precision", "bf16"), "mixed_precision: 'no'", "mixed_precision is no, and", "--precision fp32"),
         (("--device", "cuda"), "use_cpu: true", "--device cuda is not", "--device cpu"),
         (("--optimizer", "lion"), "", "--optimizer lion", "--optimizer adamw"),
+        (("--compile",), "", "--compile", "MULTI_GPU"),
         (("--batch", 3), "", "3 samples a step, which 2 devices", "--batch 4"),
     ],
 )
