@@ -16,7 +16,8 @@ from persona.core.host.host import Host
 from persona.exchange.choices import container_for, containers
 from persona.exchange.report import Report
 from persona.exchange.save import Sheet, Target, write_sheets
-from persona.formats.checkpoints import COMPONENTS, Form, checkpoint_of, is_whole_model, outputs, read_checkpoint
+from persona.formats.checkpoint_outputs import Form, outputs
+from persona.formats.checkpoints import COMPONENTS, checkpoint_of, is_whole_model, read_checkpoint
 from persona.formats.checkpoints import weight_files as weights_of
 from persona.formats.containers.open import identify
 from persona.formats.dialects.grammar import group

@@ -15,7 +15,8 @@ from persona.core.adapters.entry import Checkpoint
 from persona.core.adapters.tensor import TensorRef, in_memory
 from persona.core.host.contracts import State
 from persona.core.host.errors import UnreadableFile
-from persona.formats.checkpoints import checkpoint_of, is_whole_model, outputs, read_checkpoint
+from persona.formats.checkpoint_outputs import outputs
+from persona.formats.checkpoints import checkpoint_of, is_whole_model, read_checkpoint
 from persona.formats.containers.open import read_state
 from persona.formats.models.sd2 import FAMILY as SD2
 

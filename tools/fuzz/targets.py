@@ -22,7 +22,7 @@ from persona.core.host.errors import PersonaError
 from persona.exchange.load import meaning
 from persona.exchange.planning import plan_for
 from persona.exchange.save import Target
-from persona.formats.checkpoints import outputs
+from persona.formats.checkpoint_outputs import outputs
 from tools.fuzz.vocabulary import PAIRS, PATHS, PREFIXES, SUFFIXES
 
 LARGEST = 1 << 20

@@ -20,7 +20,8 @@ from persona.core.adapters.tensor import TensorRef, in_memory
 from persona.core.adapters.transformer import Flux, MMDiT
 from persona.core.host.contracts import State
 from persona.core.host.errors import ConversionError, UnreadableFile
-from persona.formats.checkpoints import checkpoint_of, is_whole_model, outputs, read_checkpoint
+from persona.formats.checkpoint_outputs import outputs
+from persona.formats.checkpoints import checkpoint_of, is_whole_model, read_checkpoint
 from persona.formats.models.configs import MAKERS
 
 NARROW = {
