@@ -119,17 +119,14 @@ def read_accelerate(path: Path) -> Told:
     count = found.whole_number("num_processes", 1 if kind == "NO" else None)
     if kind == "NO" and count > 1:
         raise found.refuse(f"distributed_type is NO, and num_processes {count}", "distributed_type: MULTI_GPU, or FSDP")
-    on_cpu = kind == "MULTI_CPU" or found.switch("use_cpu", found.values.get("use_cpu"))
-    told = Told(str(path), count, precision=_precision(found), on_cpu=on_cpu)
     if kind == "DEEPSPEED":
         raise _no_deepspeed(found)
     sharding, checkpointing = _fsdp(found) if kind == "FSDP" else (None, None)
     if sharding is not None and count == 1:
         found.notes.append(f"{path}: with one process there is nobody to spread the model over; it is whole")
         sharding = None
-    return Told(
-        **{**vars(told), "sharding": sharding, "gradient_checkpointing": checkpointing, "notes": tuple(found.notes)}
-    )
+    on_cpu = kind == "MULTI_CPU" or found.switch("use_cpu", found.values.get("use_cpu"))
+    return Told(str(path), count, sharding, _precision(found), checkpointing, on_cpu, tuple(found.notes))
 
 
 def refuse_unshardable(plan: TrainingPlan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import platform
 from typing import Any
@@ -27,6 +28,7 @@ def facts_of(ready: Prepared, backend: str) -> dict[str, Any]:
         "backend": backend,
         "device": ready.recipe.device,
         "devices": ready.recipe.devices,
+        "sharding": dataclasses.asdict(ready.recipe.sharding) if ready.recipe.sharding else None,
         "packages": versions(),
         "base": ready.base.id,
         "base_hash": ready.base.hash,

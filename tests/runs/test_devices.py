@@ -126,6 +126,7 @@ def test_in_parts_in_two_processes_it_is_the_same_run_and_goes_on_whole_and_in_p
     monkeypatch.setenv("PERSONA_CACHE", str(tmp_path / "two"))
     few = {**words, "steps": 2}
     run = api.train("dreambooth", training, output=str(tmp_path / "run"), accelerate_config=in_parts, **few)
+    assert json.loads(run.environment.read_text())["sharding"] == {"reshard_after_forward": True, "offload": False}
     made, expected = (
         {file.name: file.read_bytes() for file in (tmp_path / cache).rglob("class-pictures/*/*.png")}
         for cache in ("two", "one")
