@@ -77,7 +77,9 @@ def _only_one(folder: Path) -> Path:
     if len(here) == 1:
         return here[0]
     if not here:
-        raise UnreadableFile(f"{folder} holds no adapter: there is no weight file in it.", hint=f"ls {folder}")
+        inside = sorted(path for path in folder.iterdir() if (path / PEFT_CONFIG).is_file())  # PEFT's, by adapter name
+        hint = f"Name the one you mean: {inside[0]}" if inside else f"ls {folder}"
+        raise UnreadableFile(f"{folder} holds no adapter: there is no weight file in it.", hint=hint)
     names = ", ".join(path.name for path in here[:4]) + (" …" if len(here) > 4 else "")
     raise UnreadableFile(
         f"{folder} holds {len(here)} weight files ({names}), and none is called as adapters are.",

@@ -289,3 +289,12 @@ def test_words_beside_the_folders_come_back_with_them(tmp_path: Path, components
     assert isinstance(read, Adapter)
     assert {component for component, _ in read.entries} == set(components)
     assert [word.token for word in read.embeddings] == ["<cat>"]
+
+
+def test_a_folder_of_named_adapters_says_which_there_are(tmp_path: Path) -> None:
+    """PEFT puts an adapter that is not called `default` into a folder of its name."""
+    (tmp_path / "out").mkdir()
+    persona.save(adapter_of([lora_entry("unet", QUERY, 8, 8)]), tmp_path / "out/cat", to="peft")
+    with pytest.raises(UnreadableFile, match="no weight file") as problem:
+        persona.load(tmp_path / "out")
+    assert problem.value.hint.endswith(str(tmp_path / "out/cat"))
