@@ -36,6 +36,19 @@ FSDP_IGNORED = (
     *("fsdp_backward_prefetch", "fsdp_forward_prefetch", "fsdp_state_dict_type", "fsdp_use_orig_params"),
     *("fsdp_cpu_ram_efficient_loading", "fsdp_sync_module_states", "fsdp_limit_all_gathers"),
 )
+DEEPSPEED_FOLLOWED = ("zero_stage", "offload_optimizer_device", "offload_param_device")
+DEEPSPEED_IGNORED = (
+    *("gradient_accumulation_steps", "gradient_clipping", "zero3_init_flag", "zero3_save_16bit_model"),
+    "deepspeed_moe_layer_cls_names",
+)
+DEEPSPEED_REFUSED = {
+    "deepspeed_config_file": "Write its zero_stage into the file itself: deepspeed_config: {zero_stage: 2}",
+    **dict.fromkeys(
+        ("deepspeed_hostfile", "deepspeed_multinode_launcher", "deepspeed_inclusion_filter",
+         "deepspeed_exclusion_filter"), "A run is on one machine: take it out"),
+    **dict.fromkeys(("offload_optimizer_nvme_path", "offload_param_nvme_path"), "offload_param_device: cpu, or none"),
+}  # fmt: skip
+"""Keys of deepspeed_config, with what to type instead."""
 FSDP_REFUSED = ("fsdp_activation_checkpointing_offload", "fsdp_mixed_precision_policy")
 
 
@@ -113,15 +126,15 @@ def read_accelerate(path: Path) -> Told:
     kind = "NO" if named is False else str(named or "").upper()  # YAML reads NO without quotes as false
     if kind not in (*COPIES, "FSDP", "DEEPSPEED"):
         raise found.refuse(
-            f"distributed_type {kind or 'is missing'}: persona knows {', '.join(COPIES)} and FSDP",
-            did_you_mean(kind, (*COPIES, "FSDP")) if kind else "distributed_type: FSDP",
+            f"distributed_type {kind or 'is missing'}: persona knows {', '.join(COPIES)}, FSDP and DEEPSPEED",
+            did_you_mean(kind, (*COPIES, "FSDP", "DEEPSPEED")) if kind else "distributed_type: FSDP",
         )
     count = found.whole_number("num_processes", 1 if kind == "NO" else None)
     if kind == "NO" and count > 1:
         raise found.refuse(f"distributed_type is NO, and num_processes {count}", "distributed_type: MULTI_GPU, or FSDP")
-    if kind == "DEEPSPEED":
-        raise _no_deepspeed(found)
     sharding, checkpointing = _fsdp(found) if kind == "FSDP" else (None, None)
+    if kind == "DEEPSPEED":
+        sharding = _zero(found)
     if sharding is not None and count == 1:
         found.notes.append(f"{path}: with one process there is nobody to spread the model over; it is whole")
         sharding = None
@@ -232,17 +245,32 @@ def _reshards(found: _Reading, value: Any) -> bool | None:
     )
 
 
-def _no_deepspeed(found: _Reading) -> UsageError:
-    """The refusal, with the lines of FSDP that spread the same."""
-    told = found.values.get("deepspeed_config")
-    stage = str(told.get("zero_stage", "")) if isinstance(told, dict) else ""
+def _zero(found: _Reading) -> Sharding | None:
+    """How FSDP spreads what DeepSpeed's ZeRO stage would (arXiv 1910.02054): 3 everything, 1 and 2 all but the weights
+    from a forward to its backward; None for stage 0, copies."""
+    told = found.values.get("deepspeed_config") or {}
+    if not isinstance(told, dict):
+        raise found.refuse("deepspeed_config is not a list of 'key: value' lines", "deepspeed_config: {zero_stage: 2}")
+    known = (*DEEPSPEED_FOLLOWED, *DEEPSPEED_IGNORED, *DEEPSPEED_REFUSED)
+    for key, value in told.items():
+        if key not in known:
+            raise found.refuse(f"deepspeed_config: unknown key {key}", did_you_mean(str(key), known))
+        if key in DEEPSPEED_REFUSED and value not in (None, "", "none", False):
+            raise found.refuse(f"deepspeed_config: {key} is not supported", DEEPSPEED_REFUSED[key])
+    stage, places = str(told.get("zero_stage", 2)), set()
+    if stage not in ("0", "1", "2", "3"):
+        raise found.refuse(f"deepspeed_config: zero_stage {stage} is not known", "zero_stage: 0, 1, 2 or 3")
+    for key in ("offload_optimizer_device", "offload_param_device"):
+        place = str(told.get(key, "none")).lower()
+        if place not in ("none", "cpu"):
+            raise found.refuse(f"deepspeed_config: {key} {place} is not supported", f"{key}: cpu, or none")
+        places.add(place)
+    ignored = [key for key in told if key in DEEPSPEED_IGNORED]
+    if ignored:
+        found.notes.append(f"{found.path}: persona has its own flags for this, and ignores {', '.join(ignored)}")
     if stage == "0":
-        return found.refuse(
-            "distributed_type DEEPSPEED is not supported", "zero_stage 0 is distributed_type: MULTI_GPU"
-        )
-    reshards = "false" if stage in ("1", "2") else "true"
-    same = f"ZeRO stage {stage}" if stage in ("1", "2", "3") else "ZeRO stage 3"
-    return found.refuse(
-        f"distributed_type DEEPSPEED is not supported; FSDP spreads what {same} does",
-        f"distributed_type: FSDP, with fsdp_config: {{fsdp_version: 2, fsdp_reshard_after_forward: {reshards}}}",
-    )
+        return None
+    found.notes.append(f"{found.path}: what ZeRO stage {stage} spreads is spread by torch's FSDP 2, without deepspeed")
+    if "cpu" in places:
+        found.notes.append(f"{found.path}: parts, gradients and the optimizer's state are offloaded together")
+    return Sharding(stage == "3", "cpu" in places)

@@ -12,6 +12,7 @@ from persona.core.host.errors import UsageError
 from persona.runs.accelerate_file import STRATEGIES, Told, read_accelerate
 
 COMMON = ("train", "--plugin", "lora", "--prompt", "a toy", "--device", "cpu", "--steps", 1)
+ZERO = "distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {{{}}}\n"
 SPREAD = "distributed_type: FSDP\nnum_processes: 2\nfsdp_config: {fsdp_version: 2}\n"
 
 
@@ -71,6 +72,24 @@ def test_older_files_number_them_as_accelerate_does(read: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("told", "sharding"),
+    [
+        ("zero_stage: 3", Sharding(reshard_after_forward=True)),
+        ("zero_stage: 2, offload_optimizer_device: none, offload_param_device: none", Sharding(False)),
+        ("zero_stage: 1", Sharding(reshard_after_forward=False)),
+        ("zero_stage: 3, offload_param_device: cpu", Sharding(True, offload=True)),
+        ("zero_stage: 2, offload_optimizer_device: cpu", Sharding(False, offload=True)),
+        ("zero_stage: 0", None),
+    ],
+)
+def test_deepspeeds_stages_are_spread_by_fsdp(told: str, sharding: Sharding | None, read: Any) -> None:
+    found = read(ZERO.format(f"gradient_accumulation_steps: 1, {told}"))
+    assert (found.devices, found.sharding) == (2, sharding)
+    assert any("ignores gradient_accumulation_steps" in note for note in found.notes)
+    assert any("without deepspeed" in note for note in found.notes) is (sharding is not None)
+
+
+@pytest.mark.parametrize(
     ("text", "devices", "on_cpu"),
     [
         ("distributed_type: 'NO'\n", 1, False),
@@ -110,13 +129,11 @@ def test_files_that_keep_the_model_whole(text: str, devices: int, on_cpu: bool, 
         (SPREAD.replace("version: 2", "versoin: 2"), "unknown key fsdp_versoin", "fsdp_version"),
         (SPREAD.replace("version: 2", "reshard_after_forward: half"), "fsdp_reshard_after_forward half", "true or"),
         (SPREAD.replace("{fsdp_version: 2}", "yes"), "fsdp_config is not a list", "fsdp_version"),
-        ("distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {zero_stage: 2}",
-         "what ZeRO stage 2 does", "distributed_type: FSDP, with fsdp_config: {fsdp_version: 2, "
-         "fsdp_reshard_after_forward: false}"),
-        ("distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {zero_stage: 3}",
-         "what ZeRO stage 3 does", "fsdp_reshard_after_forward: true"),
-        ("distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {zero_stage: 0}",
-         "DEEPSPEED is not supported", "MULTI_GPU"),
+        (ZERO.format("zero_stage: 4"), "zero_stage 4", "0, 1, 2 or 3"),
+        (ZERO.format("zero_stag: 2"), "unknown key zero_stag", "zero_stage"),
+        (ZERO.format("offload_param_device: nvme"), "offload_param_device nvme", "cpu, or none"),
+        (ZERO.format("deepspeed_config_file: ds.json"), "deepspeed_config_file is not supported", "zero_stage: 2"),
+        (ZERO.format("deepspeed_hostfile: hosts"), "deepspeed_hostfile is not supported", "one machine"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_followed_is_refused_with_its_key(text: str, says: str, hint: str, read: Any) -> None:
