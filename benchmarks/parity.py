@@ -1,7 +1,7 @@
 """The same recipe and seed on every backend that is here: does the same model come out?
 
     python benchmarks/parity.py                                  lora on mini, 50 steps, every backend, one sheet
-    python benchmarks/parity.py --method full --steps 20         another method
+    python benchmarks/parity.py --method full --steps 20         another method; all: the four, one sheet under another
     python benchmarks/parity.py --python paddle=PATH             the Python of an environment that persona did not make
     python benchmarks/parity.py --travel                         also: each product converted, and drawn by the others
     python benchmarks/parity.py --control                        also: the first backend against itself on two threads
@@ -177,8 +177,8 @@ def travelled(made: list[Made], prompt: str, folder: Path) -> Iterator[tuple[str
         yield f"{one.backend}'s product drawn by {other.backend}, PSNR in dB", figure, DECIBELS, figure >= DECIBELS
 
 
-def sheet(made: list[Made], path: Path) -> None:
-    """The pictures side by side, four times as large, under the names of their backends."""
+def sheet(made: list[Made], method: str, path: Path) -> None:
+    """The pictures side by side, four times as large, under method and backend."""
     from PIL import Image, ImageDraw
 
     height, width = made[0].picture.shape[0] * 4, made[0].picture.shape[1] * 4
@@ -187,8 +187,20 @@ def sheet(made: list[Made], path: Path) -> None:
         whole.paste(
             Image.fromarray(one.picture).resize((width, height), Image.Resampling.NEAREST), (number * width, 20)
         )
-        ImageDraw.Draw(whole).text((number * width + 6, 4), one.backend, fill="black")
+        ImageDraw.Draw(whole).text((number * width + 6, 4), f"{method}: {one.backend}", fill="black")
     whole.save(path)
+
+
+def stacked(sheets: list[Path], path: Path) -> None:
+    """Sheets of several methods under one another."""
+    from PIL import Image
+
+    parts = [Image.open(file) for file in sheets if file.is_file()]
+    whole = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
+    for number, part in enumerate(parts):
+        whole.paste(part, (0, sum(above.height for above in parts[:number])))
+    whole.save(path)
+    print(f"\nall methods: {path}")
 
 
 def made_by(backend: str, place: Path, arguments: argparse.Namespace, threads: int = 1) -> Made | None:
@@ -227,7 +239,7 @@ def compare(arguments: argparse.Namespace) -> int:
     print("| | | found | target | |\n|---|---|---|---|---|")
     for pair, what, figure, target, within in rows:
         print(f"| {pair} | {what} | {figure:.3g} | {target:g} | {'ok' if within else 'BEYOND'} |")
-    sheet(made, folder / "sheet.png")
+    sheet(made, arguments.method, folder / "sheet.png")
     keys = ("compared", "what", "found", "target", "within")
     (folder / "parity.json").write_text(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=1))
     print(f"\npictures side by side: {folder / 'sheet.png'}")
@@ -245,7 +257,7 @@ def main() -> int:
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=BACKENDS)
-    parser.add_argument("--method", default="lora", choices=list(RECIPES))
+    parser.add_argument("--method", default="lora", choices=[*RECIPES, "all"])
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--python", action="append", default=[], metavar="BACKEND=PATH")
@@ -256,7 +268,12 @@ def main() -> int:
     for told in arguments.python:
         backend, _, path = told.partition("=")
         os.environ[f"PERSONA_{backend.upper()}_PYTHON"] = path
-    return compare(arguments)
+    if arguments.method != "all":
+        return compare(arguments)
+    folder = Path(arguments.output).resolve()
+    codes = [compare(argparse.Namespace(**{**vars(arguments), "method": method})) for method in RECIPES]
+    stacked([folder / method / "sheet.png" for method in RECIPES], folder / "sheet.png")
+    return max(codes)
 
 
 if __name__ == "__main__":
