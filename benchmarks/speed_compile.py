@@ -1,7 +1,7 @@
 """What --compile costs and gives: a LoRA on mini, batch 2, with and without, each in a process of its own.
 
     python benchmarks/speed.py compile                        torch
-    python benchmarks/speed.py compile --backend mindspore    in its environment (persona backends setup mindspore)
+    python benchmarks/speed.py compile --backend paddle       in its environment (persona backends setup paddle)
 
 Seconds are the processor's, of the process and of the compilers it starts. Losses have to agree within 1e-5."""
 
@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ AGREE = 1e-5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The backend and how many steps."""
-    parser.add_argument("--backend", default="torch", choices=("torch", "mindspore"))
+    parser.add_argument("--backend", default="torch", choices=("torch", "paddle", "mindspore"))
     parser.add_argument("--steps", type=int, default=12)
 
 
@@ -129,7 +130,7 @@ def child(backend: str, compile_it: bool) -> None:
 def processor() -> float:
     """Seconds of processor time, of this process and of those it has waited for."""
     times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    return time.process_time() + times.children_user + times.children_system
 
 
 if __name__ == "__main__":

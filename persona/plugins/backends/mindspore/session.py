@@ -43,19 +43,11 @@ class MindSporeSession(BackendSession):
             device.make_current()
         super().__init__(base, plan, runtime, device, processes, capabilities(device))
         self._predict = Predictor(self._components[base.denoiser])
-        by_itself = device.kind == "npu"
-        self._is_compiled = plan is not None and (by_itself if plan.compile is None else plan.compile)
         self._predict_in_steps = compiled(self._predict) if self._is_compiled else self._predict
 
     def first_step(self) -> str:
         """What takes long in the first step, for the user."""
-        return "compiling" if self._is_compiled or self.device.kind == "npu" else "first step"
-
-    def close(self) -> None:
-        """As `BackendSession.close`."""
-        for name in ("_predict", "_predict_in_steps"):
-            self.__dict__.pop(name, None)
-        super().close()
+        return "compiling" if self.device.kind == "npu" else super().first_step()  # there, operators are anyway
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
@@ -81,6 +73,9 @@ class MindSporeSession(BackendSession):
 
     def _opened_averages(self) -> Averages:
         return Averages(self._values)
+
+    def _compiles_by_itself(self) -> bool:
+        return bool(self.device.kind == "npu")
 
     def _checkpoint_gradients(self, name: str) -> None:
         recompute(self._components[name])

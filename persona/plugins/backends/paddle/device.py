@@ -93,7 +93,7 @@ def capabilities(device: Device) -> dict[str, bool]:
         "bf16": on_gpu and bool(paddle.amp.is_bfloat16_supported()),
         "fp16": on_gpu and bool(paddle.amp.is_float16_supported()),
         "gradient_checkpointing": True,
-        "compile": False,
+        "compile": True,
         "dora": True,
         "fused_adamw": False,
         "flash_attention": False,

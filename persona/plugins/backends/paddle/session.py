@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from persona.core.host.contracts import Runtime
 from persona.core.training.base import Base
 from persona.core.training.batch import Batch
 from persona.core.training.plan import TrainingPlan
+from persona.plugins.backends.paddle.compiling import Predictor, compiled, compiling
 from persona.plugins.backends.paddle.device import capabilities
 from persona.plugins.backends.paddle.ema import Averages
 from persona.plugins.backends.paddle.layout import Array, is_clip
@@ -34,6 +36,8 @@ class PaddleSession(BackendSession):
         device = device_of(runtime.device, processes)
         device.make_current()
         super().__init__(base, plan, runtime, device, processes, capabilities(device))
+        self._predict = Predictor(self._components[base.denoiser])
+        self._predict_in_steps = compiled(self._predict) if self._is_compiled else self._predict
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
@@ -71,22 +75,18 @@ class PaddleSession(BackendSession):
         paddle.seed(seed)
 
     def _add_gradients(self, batch: Batch) -> Array:
-        losses = self._losses(batch)
-        self._optimizer.backward((self._tensor(batch.w) * losses).sum())
+        with compiling() if self._is_compiled else nullcontext():
+            losses = self._losses(batch)
+            self._optimizer.backward((self._tensor(batch.w) * losses).sum())
         return self._array(losses.detach())
 
     def _sum_gradients(self) -> None:
         self._processes.sum_gradients(list(self._values.values()))
 
     def _denoise(self, noisy: Any, timesteps: Any, given: Mapping[str, Any]) -> Any:
-        added = {"text_embeds": given["pooled"], "time_ids": given["time_ids"]} if "pooled" in given else None
-        return self._components[self.base.denoiser](
-            noisy,
-            timesteps,
-            encoder_hidden_states=given["hidden_states"],
-            added_cond_kwargs=added,
-            return_dict=False,
-        )[0]
+        added = (given["pooled"], given["time_ids"]) if "pooled" in given else ()
+        predict = self._predict_in_steps if self._is_training else self._predict
+        return predict(noisy, timesteps, given["hidden_states"], *added)
 
     def _no_gradient(self) -> Any:
         return paddle.no_grad()

@@ -27,7 +27,10 @@ from persona.plugins.backends.shared.text import TextEncoders
 from persona.plugins.backends.shared.trainables import Group, attach, keep_short
 from persona.plugins.backends.shared.words import CoreTokenizer, Tokenizer, Words
 
-KEPT = ("_components", "_model", "_text", "_autoencoder", "_groups", "_values", "_optimizer", "_averages", "_words")
+KEPT = (
+    *("_components", "_model", "_text", "_autoencoder", "_groups", "_values", "_optimizer", "_averages", "_words"),
+    *("_predict", "_predict_in_steps"),
+)
 """What holds memory of a session."""
 
 
@@ -52,6 +55,8 @@ class BackendSession(ABC):
             raise UsageError(f"{self.framework} on {device.name} cannot compute in {self.precision}.",
                              hint="--precision fp32")  # fmt: skip
         self._trained = sorted(plan.trained_components()) if plan else []
+        asked = plan.compile if plan is not None else False
+        self._is_compiled = self._compiles_by_itself() if asked is None else asked
         with memory_errors():
             self._components = {name: self._load(name) for name in (base.denoiser, "vae", *base.text_encoders)}
             self._model = self._opened()
@@ -169,6 +174,10 @@ class BackendSession(ABC):
             return "bit for bit, on the same versions and processor"
         return f"up to rounding: {self.device.kind} kernels add in an order of their own; --device cpu is exact"
 
+    def first_step(self) -> str:
+        """What takes long in the first step, for the user."""
+        return "compiling" if self._is_compiled else "first step"
+
     def peak_memory(self) -> int:
         """The most bytes in use so far: of the device, or of this process on a cpu; 0 where it cannot be asked."""
         return int(self.device.peak_memory())
@@ -247,6 +256,10 @@ class BackendSession(ABC):
 
     def _spread(self) -> None:  # noqa: B027 - most frameworks have nothing to do
         """Spread what was opened and attached over the processes, where the framework can; groups get new values."""
+
+    def _compiles_by_itself(self) -> bool:
+        """Whether the denoiser of training steps is compiled when nobody has said."""
+        return False
 
     def _computing(self) -> AbstractContextManager[None]:
         """Context of what may run out of memory or, with several processes, of one of those."""

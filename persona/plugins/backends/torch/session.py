@@ -46,21 +46,11 @@ class TorchSession(BackendSession):
         device = device_of(runtime.device, processes)
         device.prepare()
         self._sharding = runtime.sharding if processes is not None and plan is not None else None
-        self._is_compiled = plan is not None and bool(plan.compile)
-        if self._is_compiled:
+        if plan is not None and plan.compile:
             compiling.require_compiler(device.kind)
         super().__init__(base, plan, runtime, device, processes, capabilities(device))
         denoiser = self._components[base.denoiser]
         self._predict_in_steps = compiling.compiled(denoiser) if self._is_compiled else denoiser
-
-    def first_step(self) -> str:
-        """What takes long in the first step, for the user."""
-        return "compiling" if self._is_compiled else "first step"
-
-    def close(self) -> None:
-        """As `BackendSession.close`."""
-        self.__dict__.pop("_predict_in_steps", None)
-        super().close()
 
     @property
     def is_sharded(self) -> bool:

@@ -1,0 +1,42 @@
+"""Training steps with the denoiser as a static graph (`paddle.jit.to_static`)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import paddle
+
+from persona.plugins.backends.shared import compiling as shared
+
+
+class Predictor(paddle.nn.Layer):
+    """A UNet's prediction from tensors alone, as a graph is called with."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, noisy: Any, timesteps: Any, hidden_states: Any, pooled: Any = None, time_ids: Any = None) -> Any:
+        """[n, c, h, w], as `noisy`."""
+        added = None if pooled is None else {"text_embeds": pooled, "time_ids": time_ids}
+        return self.model(
+            noisy, timesteps, encoder_hidden_states=hidden_states, added_cond_kwargs=added, return_dict=False
+        )[0]
+
+
+def compiled(predict: Predictor) -> Callable[..., Any]:
+    """The same as a static graph, made when it is called first, and again for every other shape. Whole
+    (`full_graph`): what cannot be in it is an error, and does not run outside of it unseen."""
+    graph: Callable[..., Any] = paddle.jit.to_static(predict.forward, full_graph=True, backend=None)
+    return graph
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Context of a step that may be compiled. Paddle warns of tensors that have no place yet while it is."""
+    with shared.compiling("Paddle"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")
+        yield
