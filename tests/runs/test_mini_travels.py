@@ -17,7 +17,7 @@ from persona.exchange.choices import suffix_for
 
 READ_ONLY = {"cloneofsimo", "xlabs"}
 WRITTEN = [name for name in host().provided("dialect") if name not in READ_ONLY]
-OTHER_FAMILIES = {"diffsynth-2024"}  # it has names for SDXL's UNet alone
+OTHER_FAMILIES = {"diffsynth-2024", "mindone-sdxl"}  # they have names for SDXL's UNet alone
 RANK, ALPHA = 4, 2.0  # a scale that is a power of two: folding it rounds nothing
 
 
