@@ -75,7 +75,7 @@ class TrainSettings:
     precision: str = option("fp32", help="Arithmetic of forward and backward.", choices=("fp32", "bf16", "fp16"))
     gradient_checkpointing: bool = option(False, help="Less memory, more time.")
     compile: bool | None = option(
-        None, help="Compile the denoiser: a slow first step, then faster ones; default: the backend decides."
+        None, help="Compile the denoiser: a slow first step, then mostly faster ones; default: as the backend does."
     )
     save_every: int = option(100, help="Steps between checkpoints; 0 saves only at the end.", minimum=0)
     keep_last: int = option(2, help="Checkpoints that are kept.", minimum=1)
