@@ -116,3 +116,5 @@ def test_what_cannot_be_compiled_is_told_with_the_way_out(
     ) as told:
         session.accumulate(golden.batch_of(base, "low rank"))
     assert told.value.hint == "Train without: --no-compile"
+    other = opened(base, golden.cases(base)["low rank"])  # MindSpore remembers nothing of the gradient that failed
+    assert np.isfinite(other.accumulate(golden.batch_of(base, "low rank"))).all()

@@ -18,6 +18,7 @@ from persona.core.training.plan import TrainingPlan
 from persona.plugins.backends.mindspore.cells import Array, array_of, recompute
 from persona.plugins.backends.mindspore.device import DTYPES, capabilities
 from persona.plugins.backends.mindspore.ema import Averages
+from persona.plugins.backends.mindspore.gradients import forgotten_on_error
 from persona.plugins.backends.mindspore.graph import Predictor, compiled
 from persona.plugins.backends.mindspore.loading import load_component
 from persona.plugins.backends.mindspore.opened import OpenedModel
@@ -97,7 +98,7 @@ class MindSporeSession(BackendSession):
             return (weights * losses).sum(), losses
 
         values = list(self._optimizer.moving.values())
-        with compiling(self.framework) if self._is_compiled else nullcontext():
+        with compiling(self.framework) if self._is_compiled else nullcontext(), forgotten_on_error():
             (_, losses), gradients = ms.value_and_grad(scaled_loss, None, values, has_aux=True)()
         found = array_of(losses)
         if np.isfinite(found).all():
