@@ -80,12 +80,21 @@ def locate(name: str, unpack: Unpack | None = None) -> Path:
 
 
 def is_packed(folder: Path) -> bool:
-    """Whether it is a folder of a model, of whose components one has weights, but no .safetensors in torch's layout: a
-    folder of ppdiffusers or of an old diffusers."""
+    """Whether it is a folder of a model, of whose components one has weights, but no .safetensors under torch's names:
+    a folder of ppdiffusers or of an old diffusers, or a text encoder that mindone saved."""
     if not (folder / "model_index.json").is_file():
         return False
     parts = [part for part in folder.iterdir() if (part / "config.json").is_file()]
-    return any(not _safetensors(part) and any(part.glob("*.pdparams")) + any(part.glob("*.bin")) for part in parts)
+    return any(_is_elsewheres(part) for part in parts)
+
+
+def _is_elsewheres(part: Path) -> bool:
+    files = _safetensors(part)
+    if not files:
+        return any(file.suffix in (".pdparams", ".bin") for file in part.iterdir())
+    if not part.name.startswith("text_encoder"):
+        return False
+    return any(name.endswith(".embedding_table") for file in files for name in safetensors_header(file))
 
 
 def from_hub(identifier: str) -> Path:

@@ -4,7 +4,7 @@ the tests compare with accelerate's own reading."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,9 @@ DEEPSPEED_REFUSED = {
     **dict.fromkeys(("offload_optimizer_nvme_path", "offload_param_nvme_path"), "offload_param_device: cpu, or none"),
 }  # fmt: skip
 """Keys of deepspeed_config, with what to type instead."""
-FSDP_REFUSED = ("fsdp_activation_checkpointing_offload", "fsdp_mixed_precision_policy")
+FSDP_REFUSED = {
+    key: f"Take it out: {key}" for key in ("fsdp_activation_checkpointing_offload", "fsdp_mixed_precision_policy")
+}
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,19 @@ class _Reading:
         if isinstance(value, bool) or not str(value).isdigit() or int(value) < 1:
             raise self.refuse(f"{key} is {value}, which is not a whole number from 1 on", f"For example: {key}: 2")
         return int(value)
+
+    def section(self, name: str, known: Iterable[str], refused: Mapping[str, str], example: str) -> Mapping[str, Any]:
+        """The lines below `name`, of which each is `known`; `refused` keys, with what to type instead, say nothing."""
+        told: Any = self.values.get(name) or {}
+        if not isinstance(told, dict):
+            raise self.refuse(f"{name} is not a list of 'key: value' lines", f"{name}: {{{example}}}")
+        names = (*known, *refused)
+        for key, value in told.items():
+            if key not in names:
+                raise self.refuse(f"{name}: unknown key {key}", did_you_mean(str(key), names))
+            if key in refused and value not in (None, "", False, "false", "no", "none"):
+                raise self.refuse(f"{name}: {key} is not supported", refused[key])
+        return told
 
     def switch(self, key: str, value: Any, default: bool = False) -> bool:
         if value is None:
@@ -204,15 +219,7 @@ def _precision(found: _Reading) -> str | None:
 
 def _fsdp(found: _Reading) -> tuple[Sharding | None, bool | None]:
     """How the model is spread, None for copies; and whether activations are to be computed again."""
-    told = found.values.get("fsdp_config") or {}
-    if not isinstance(told, dict):
-        raise found.refuse("fsdp_config is not a list of 'key: value' lines", "fsdp_config: {fsdp_version: 2}")
-    known = (*FSDP_FOLLOWED, *FSDP_IGNORED, *FSDP_REFUSED)
-    for key, value in told.items():
-        if key not in known:
-            raise found.refuse(f"fsdp_config: unknown key {key}", did_you_mean(str(key), known))
-        if key in FSDP_REFUSED and value not in (None, False, "false", "no"):
-            raise found.refuse(f"fsdp_config: {key} is not supported", f"Take it out: {key}")
+    told = found.section("fsdp_config", (*FSDP_FOLLOWED, *FSDP_IGNORED), FSDP_REFUSED, "fsdp_version: 2")
     version = str(told.get("fsdp_version", 1))
     if version not in ("1", "2"):
         raise found.refuse(f"fsdp_config: fsdp_version {version} is not known", "fsdp_version: 2")
@@ -248,15 +255,8 @@ def _reshards(found: _Reading, value: Any) -> bool | None:
 def _zero(found: _Reading) -> Sharding | None:
     """How FSDP spreads what DeepSpeed's ZeRO stage would (arXiv 1910.02054): 3 everything, 1 and 2 all but the weights
     from a forward to its backward; None for stage 0, copies."""
-    told = found.values.get("deepspeed_config") or {}
-    if not isinstance(told, dict):
-        raise found.refuse("deepspeed_config is not a list of 'key: value' lines", "deepspeed_config: {zero_stage: 2}")
-    known = (*DEEPSPEED_FOLLOWED, *DEEPSPEED_IGNORED, *DEEPSPEED_REFUSED)
-    for key, value in told.items():
-        if key not in known:
-            raise found.refuse(f"deepspeed_config: unknown key {key}", did_you_mean(str(key), known))
-        if key in DEEPSPEED_REFUSED and value not in (None, "", "none", False):
-            raise found.refuse(f"deepspeed_config: {key} is not supported", DEEPSPEED_REFUSED[key])
+    known = (*DEEPSPEED_FOLLOWED, *DEEPSPEED_IGNORED)
+    told = found.section("deepspeed_config", known, DEEPSPEED_REFUSED, "zero_stage: 2")
     stage, places = str(told.get("zero_stage", 2)), set()
     if stage not in ("0", "1", "2", "3"):
         raise found.refuse(f"deepspeed_config: zero_stage {stage} is not known", "zero_stage: 0, 1, 2 or 3")

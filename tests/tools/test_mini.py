@@ -152,7 +152,7 @@ def test_card_names_the_font_its_licence_and_where_it_comes_from() -> None:
 
 
 def test_transformers_reads_the_tokenizer_as_its_maker_does() -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs pip install 'persona[torch]'")
     theirs = transformers.CLIPTokenizer.from_pretrained(MODEL / "tokenizer", local_files_only=True)
     ours = maker_tokenizer.read_tokenizer(MODEL / "tokenizer")
     texts = [
@@ -237,8 +237,8 @@ def test_glyphs_are_drawn_where_and_on_what_the_composition_says() -> None:
 
 
 def test_diffusers_loads_every_weight_and_draws() -> None:
-    torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
+    torch = pytest.importorskip("torch", reason="needs pip install 'persona[torch]'")
+    diffusers = pytest.importorskip("diffusers", reason="needs pip install 'persona[torch]'")
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(MODEL, local_files_only=True)
     for component, path in (
         ("unet", "unet/diffusion_pytorch_model.safetensors"),
@@ -263,7 +263,7 @@ def test_diffusers_loads_every_weight_and_draws() -> None:
 
 @pytest.mark.skipif(not pictures.FONT_PATH.exists(), reason="needs the font of Debian's fonts-noto-color-emoji")
 def test_training_the_decoder_on_leaves_the_encoder_alone(tmp_path: Path) -> None:
-    pytest.importorskip("diffusers")
+    pytest.importorskip("diffusers", reason="needs pip install 'persona[torch]'")
     from safetensors.numpy import load_file
 
     from tools.mini.autoencoder import Training
@@ -281,7 +281,7 @@ def test_training_the_decoder_on_leaves_the_encoder_alone(tmp_path: Path) -> Non
 
 
 def test_the_border_tells_the_background() -> None:
-    pytest.importorskip("diffusers")
+    pytest.importorskip("diffusers", reason="needs pip install 'persona[torch]'")
     from tools.mini.measure import background_of
 
     picture = np.full((64, 64, 3), (40, 90, 220), np.uint8)
@@ -292,7 +292,7 @@ def test_the_border_tells_the_background() -> None:
 
 @pytest.mark.skipif(not pictures.FONT_PATH.exists(), reason="needs the font of Debian's fonts-noto-color-emoji")
 def test_the_nearest_drawing_is_the_picture_itself() -> None:
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="needs pip install 'persona[torch]'")
     from tools.mini import nearest
 
     glyphs = pictures.load_glyphs()[100:112]

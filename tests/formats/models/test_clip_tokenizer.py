@@ -35,7 +35,7 @@ def test_published_ids(text: str, folder: Path) -> None:
 
 
 def test_it_is_what_transformers_reads(folder: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="needs pip install 'persona[torch]'")
     theirs = transformers.CLIPTokenizer.from_pretrained(str(folder))
     assert (len(theirs), theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (49408, 49406, 49407, 49407)
     assert theirs.model_max_length == 77

@@ -93,10 +93,3 @@ def like(tensor: Any, values: Array) -> Tensor:
         mine, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
     )
     return made
-
-
-def held_bytes(models: Iterable[nn.Module]) -> int:
-    """What this process holds of the weights of models."""
-    values: list[Any] = [value for model in models for value in model.parameters()]
-    own = [value.to_local() if in_parts(value) else value for value in values]
-    return sum(int(value.numel() * value.element_size()) for value in own)
