@@ -61,6 +61,15 @@ def weights(path: Path) -> dict[str, np.ndarray]:
             for name, array in load_file(file).items()}  # fmt: skip
 
 
+def opened_as(original: Path, form: Path) -> tuple[Any, list[str]]:
+    """The base of another form, which has the weights of the original, bit for bit; and what was told."""
+    told: list[str] = []
+    base = open_any_base(str(form), host(), told.append)
+    ours, theirs = weights(base.path), weights(original)
+    assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    return base, told
+
+
 def drawn(base: Path) -> Any:
     (picture,) = persona.generate("a red apple", base=base, seed=4, steps=3, width=64, height=64)
     return np.asarray(picture)
@@ -76,12 +85,9 @@ def test_a_folder_of_ppdiffusers_is_the_base_that_it_was_made_of(tmp_path: Path)
         "0.29",
     )
     (paddle / "model_index.json").write_text(json.dumps(index))
-    told: list[str] = []
-    base = open_any_base(str(paddle), host(), told.append)
-    assert len(told) >= 1 and "is converted to a diffusers folder, once" in told[0]
+    base, told = opened_as(MINI, paddle)
+    assert "is converted to a diffusers folder, once" in told[0]
     assert base.id == str(paddle)
-    ours, theirs = weights(base.path), weights(MINI)
-    assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     written = json.loads((base.path / "model_index.json").read_text())
     assert written["unet"][0] == "diffusers" and written["text_encoder"][0] == "transformers"
     assert not any(key.startswith("_pp") for key in written)
@@ -106,20 +112,14 @@ def test_a_text_encoder_that_mindone_saved_is_read_under_its_names(tmp_path: Pat
         renamed[f"{path}.{'embedding_table' if path.endswith('_embedding') else last}"] = array
     save_file(renamed, file, {"format": "np"})
     assert sum(name.endswith(("gamma", "beta", "embedding_table")) for name in renamed) > 4
-    told: list[str] = []
-    base = open_any_base(str(folder), host(), told.append)
+    _, told = opened_as(MINI, folder)
     assert "is converted" in told[0]
-    ours, theirs = weights(base.path), weights(MINI)
-    assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_a_single_file_gets_clips_words_and_the_schedule_it_names(with_clips_words: Path, tmp_path: Path) -> None:
     file = tmp_path / "model.v1.safetensors"
     persona.convert(with_clips_words, file, to="ldm")
-    told: list[str] = []
-    base = open_any_base(str(file), host(), told.append)
-    ours, theirs = weights(base.path), weights(with_clips_words)
-    assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    base, told = opened_as(with_clips_words, file)
     assert (base.family, base.prediction_type, base.native_size) == ("sd2", "v_prediction", 768)
     assert any("modelspec.prediction_type" in line for line in told), told
     given = json.loads((with_clips_words / "scheduler" / "scheduler_config.json").read_text())
@@ -131,10 +131,7 @@ def test_a_single_file_gets_clips_words_and_the_schedule_it_names(with_clips_wor
 def test_a_checkpoint_of_mindspore_too(with_clips_words: Path, tmp_path: Path) -> None:
     file = tmp_path / "model.ckpt"
     persona.convert(with_clips_words, file, to="mindspore")
-    told: list[str] = []
-    base = open_any_base(str(file), host(), told.append)
-    ours, theirs = weights(base.path), weights(with_clips_words)
-    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    base, told = opened_as(with_clips_words, file)
     # It holds no word of what it predicts. The norm that ComfyUI looks at is zero in a model that was never trained.
     assert base.prediction_type == "epsilon" and any("predicts epsilon" in line for line in told)
 

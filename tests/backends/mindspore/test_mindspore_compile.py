@@ -17,6 +17,7 @@ from mindspore import Tensor
 from persona.core.host.errors import TrainingError
 from persona.core.training.plan import TrainingPlan
 from persona.plugins.backends.mindspore.dropout import Dropout
+from tests.backends.compiled import CASES, compiled_steps_are_the_steps
 from tests.backends.golden import cases as golden
 
 
@@ -33,51 +34,15 @@ def plan_of(base: Any, case: str) -> TrainingPlan:
     return dataclasses.replace(plan, gradient_checkpointing=case == "whole weights")
 
 
-def go_on(session: Any, base: Any, case: str, steps: range) -> list[Any]:
-    seen: list[Any] = []
-    for step in steps:
-        seen.append(session.accumulate(golden.batch_of(base, case, number=step)))
-        seen.append(session.update([1e-3] * len(session.plan.trains), 1.0)[0])
-        if session.plan.ema_decay is not None:
-            session.average(0.5)
-        seen.append(session.evaluate(golden.batch_of(base, case)))
-    return seen
-
-
-@pytest.mark.parametrize(
-    ("kind", "case"),
-    [("tiny", "decomposed, with text encoder"), ("tiny", "whole weights"), ("tiny-sdxl", "new tokens")],
-)
+@pytest.mark.parametrize(("kind", "case"), CASES)
 def test_a_graph_makes_the_steps_it_was_made_from(kind: str, case: str, tiny: Any, opened: Any) -> None:
     base = tiny(kind)
-    plan = plan_of(base, case)
-    plain, graph = (opened(base, dataclasses.replace(plan, compile=compile)) for compile in (None, True))
-    assert (plain.first_step(), graph.first_step()) == ("first step", "compiling")
-    if case != "whole weights":
-        start = golden.start_values(plain.state())
-        for session in (plain, graph):
-            session.load_state(start)
-    expected = go_on(plain, base, case, range(2))
-    found = go_on(graph, base, case, range(1))
-    kept = graph.state()
-    found += go_on(graph, base, case, range(1, 2))  # values were written after the graph was compiled
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5)
-    wanted, end = plain.state(), graph.state()
-    for name, value in end.items():
-        if not name.endswith("k_proj.bias"):  # its gradient is zero but for rounding, of which Adam makes whole steps
-            assert np.linalg.norm(value - wanted[name]) <= 1e-4 * np.linalg.norm(wanted[name]), name
+    plain, graph = compiled_steps_are_the_steps(base, case, plan_of(base, case), opened)
     if case == "whole weights":  # pictures of another size
         wide = golden.batch_of(base, case)
         twice = {name: np.concatenate([getattr(wide, name)] * 2, -1) for name in ("latents", "noise")}
         wide = dataclasses.replace(wide, **twice)
         np.testing.assert_allclose(graph.accumulate(wide), plain.accumulate(wide), rtol=1e-5)
-    if case == "decomposed, with text encoder":  # a resumed run makes the same bits
-        resumed = opened(base, dataclasses.replace(plan, compile=True))
-        resumed.load_state(kept)
-        again = go_on(resumed, base, case, range(1, 2))
-        assert all(np.array_equal(one, other) for one, other in zip(again, found[3:], strict=True))
-        assert all(np.array_equal(value, end[name]) for name, value in resumed.state().items())
 
 
 def test_dropout_draws_the_same_in_a_graph_and_as_told() -> None:

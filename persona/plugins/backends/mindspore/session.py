@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import mindspore as ms
@@ -26,7 +25,6 @@ from persona.plugins.backends.mindspore.optimizer import Optimizer
 from persona.plugins.backends.mindspore.pictures import Autoencoder
 from persona.plugins.backends.mindspore.processes import MindSporeProcesses, device_of
 from persona.plugins.backends.mindspore.text import TextEncoders
-from persona.plugins.backends.shared.compiling import compiling
 from persona.plugins.backends.shared.session import BackendSession
 
 
@@ -98,7 +96,7 @@ class MindSporeSession(BackendSession):
             return (weights * losses).sum(), losses
 
         values = list(self._optimizer.moving.values())
-        with compiling(self.framework) if self._is_compiled else nullcontext(), forgotten_on_error():
+        with forgotten_on_error():
             (_, losses), gradients = ms.value_and_grad(scaled_loss, None, values, has_aux=True)()
         found = array_of(losses)
         if np.isfinite(found).all():

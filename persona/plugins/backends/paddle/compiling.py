@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import paddle
-
-from persona.plugins.backends.shared import compiling as shared
 
 
 class Predictor(paddle.nn.Layer):
@@ -32,11 +28,3 @@ def compiled(predict: Predictor) -> Callable[..., Any]:
     (`full_graph`): what cannot be in it is an error, and does not run outside of it unseen."""
     graph: Callable[..., Any] = paddle.jit.to_static(predict.forward, full_graph=True, backend=None)
     return graph
-
-
-@contextmanager
-def compiling() -> Iterator[None]:
-    """Context of a step that may be compiled. Paddle warns of tensors that have no place yet while it is."""
-    with shared.compiling("Paddle"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")
-        yield

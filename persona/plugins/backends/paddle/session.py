@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from persona.core.host.contracts import Runtime
 from persona.core.training.base import Base
 from persona.core.training.batch import Batch
 from persona.core.training.plan import TrainingPlan
-from persona.plugins.backends.paddle.compiling import Predictor, compiled, compiling
+from persona.plugins.backends.paddle.compiling import Predictor, compiled
 from persona.plugins.backends.paddle.device import capabilities
 from persona.plugins.backends.paddle.ema import Averages
 from persona.plugins.backends.paddle.layout import Array, is_clip
@@ -30,6 +29,7 @@ class PaddleSession(BackendSession):
     """`persona.core.host.contracts.Session` on Paddle."""
 
     framework = "Paddle"
+    compiler_warns = "Tensor do not have 'place' interface"
 
     def __init__(self, base: Base, plan: TrainingPlan | None, runtime: Runtime) -> None:
         processes = runtime.processes if isinstance(runtime.processes, PaddleProcesses) else None
@@ -75,9 +75,8 @@ class PaddleSession(BackendSession):
         paddle.seed(seed)
 
     def _add_gradients(self, batch: Batch) -> Array:
-        with compiling() if self._is_compiled else nullcontext():
-            losses = self._losses(batch)
-            self._optimizer.backward((self._tensor(batch.w) * losses).sum())
+        losses = self._losses(batch)
+        self._optimizer.backward((self._tensor(batch.w) * losses).sum())
         return self._array(losses.detach())
 
     def _sum_gradients(self) -> None:

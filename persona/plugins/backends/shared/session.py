@@ -18,6 +18,7 @@ from persona.core.training.base import Base
 from persona.core.training.batch import Batch
 from persona.core.training.noise import dropout_seed
 from persona.core.training.plan import TrainingPlan
+from persona.plugins.backends.shared.compiling import compiling
 from persona.plugins.backends.shared.memory import memory_errors
 from persona.plugins.backends.shared.merging import merge
 from persona.plugins.backends.shared.opened import Array, OpenedModel
@@ -44,6 +45,8 @@ class BackendSession(ABC):
 
     framework: str
     """What the user knows it by."""
+    compiler_warns = ""
+    """How warnings begin that its compiler gives for nothing."""
 
     def __init__(
         self, base: Base, plan: TrainingPlan | None, runtime: Runtime, device: Any, processes: Any, able: Any
@@ -90,7 +93,7 @@ class BackendSession(ABC):
             rank = self._processes.rank if self._processes is not None else 0
             self._seed_dropout(dropout_seed(self._plan().seed, self._optimizer.updates, rank))
             self._has_begun = True
-        with self._computing():
+        with self._computing(), compiling(self.framework, self.compiler_warns) if self._is_compiled else nullcontext():
             losses = self._add_gradients(batch)
         if not np.isfinite(losses).all():
             self._optimizer.clear()  # so that nothing can be made of them; the loop stops, and knows the step

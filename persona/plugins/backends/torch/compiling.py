@@ -6,9 +6,7 @@ import os
 import shutil
 import sys
 import sysconfig
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ import torch
 from torch import nn
 
 from persona.core.host.errors import UsageError
-from persona.plugins.backends.shared import compiling as shared
 
 COMPILER = "inductor"
 SHAPES = 64
@@ -48,11 +45,3 @@ def compiled(model: nn.Module) -> Callable[..., Any]:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
     forward: Callable[..., Any] = torch.compile(model.forward, dynamic=False, fullgraph=True, backend=COMPILER)
     return forward
-
-
-@contextmanager
-def compiling() -> Iterator[None]:
-    """Context of a step that may be compiled. Dynamo warns of functions in diffusers whose cache it looks through."""
-    with shared.compiling("torch"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
-        yield

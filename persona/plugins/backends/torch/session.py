@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ class TorchSession(BackendSession):
     """`persona.core.host.contracts.Session` on torch."""
 
     framework = "torch"
+    compiler_warns = "Dynamo detected a call to a `functools.lru_cache`"  # in diffusers, whose cache it looks through
     _model: OpenedModel
 
     def __init__(self, base: Base, plan: TrainingPlan | None, runtime: Runtime) -> None:
@@ -203,9 +204,8 @@ class TorchSession(BackendSession):
         torch.manual_seed(seed)
 
     def _add_gradients(self, batch: Batch) -> Array:
-        with compiling.compiling() if self._is_compiled else nullcontext():
-            losses = self._losses(batch)
-            self._optimizer.backward((self._tensor(batch.w) * losses).sum())
+        losses = self._losses(batch)
+        self._optimizer.backward((self._tensor(batch.w) * losses).sum())
         return self._array(losses)
 
     def _sum_gradients(self) -> None:
